@@ -1,0 +1,1 @@
+"""stagebeam: a decoding engine for vision-language models that reason in stages."""
