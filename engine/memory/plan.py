@@ -1,0 +1,124 @@
+"""What fits: from a byte budget to a number of KV blocks and image slots, with the arithmetic.
+
+Invariant: the caches of a plan never take more than its budget.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from stagebeam.engine.errors import CapacityError
+from stagebeam.engine.models.spec import ModelSpec
+
+FREE_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.85}
+DEFAULT_CACHE_CAP_BYTES = {"cpu": 2 << 30, "cuda": None}
+MAX_IMAGE_SLOTS = 64
+IMAGE_SHARE = 0.25  # of the budget, at most, goes to image slots
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Sizes of the caches and where they come from; bytes throughout."""
+
+    num_blocks: int
+    block_size: int
+    block_bytes: int
+    num_image_slots: int
+    image_slot_bytes: int
+    budget_bytes: int
+    weight_bytes: int
+    max_model_len: int
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        return self.num_blocks * self.block_bytes
+
+    @property
+    def image_bytes(self) -> int:
+        return self.num_image_slots * self.image_slot_bytes
+
+    def report(self) -> str:
+        """The memory report, a line an item."""
+        rows = [
+            f"weights      {_gib(self.weight_bytes)}",
+            f"KV cache     {_gib(self.kv_cache_bytes)} = {self.num_blocks} blocks x "
+            f"{self.block_size} tokens x {self.block_bytes // self.block_size} bytes",
+            f"image slots  {_gib(self.image_bytes)} = {self.num_image_slots} slots x "
+            f"{self.image_slot_bytes} bytes",
+            f"context      {self.max_model_len} tokens",
+        ]
+        return "\n".join(rows)
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.3f} GiB"
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Free memory of the device; on a CPU what the system calls available, within a cgroup's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    available = int(line.split()[1]) * 1024
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as limit_file:
+            limit = limit_file.read().strip()
+        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as used_file:
+            used = int(used_file.read())
+        if limit != "max":
+            available = min(available, max(0, int(limit) - used))
+    except OSError:
+        pass  # not Linux, or no cgroup: what sysconf said stands
+    return available
+
+
+def plan_memory(
+    spec: ModelSpec,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    kv_cache_bytes: int | None,
+    num_image_slots: int | None,
+    max_model_len: int | None,
+    block_size: int,
+) -> MemoryPlan:
+    """Size the caches: `kv_cache_bytes` for the blocks as given, else a share of the free memory."""
+    itemsize = dtype.itemsize
+    context = min(max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
+    block_bytes = block_size * spec.kv_bytes_per_token(itemsize)
+    slot_bytes = spec.image_slot_bytes(itemsize)
+    budget = int(free_memory_bytes(device) * FREE_MEMORY_SHARE[device.type])
+    cap = DEFAULT_CACHE_CAP_BYTES[device.type]
+    if cap is not None:
+        # A CPU's memory is everybody's: take no more than one full context a branch of a small search.
+        budget = min(budget, max(cap, 8 * -(-context // block_size) * block_bytes))
+    if num_image_slots is None:
+        fits = int(budget * IMAGE_SHARE) // slot_bytes if slot_bytes else 0
+        num_image_slots = max(1, min(MAX_IMAGE_SLOTS, fits)) if slot_bytes else 0
+    if kv_cache_bytes is None:
+        num_blocks = (budget - num_image_slots * slot_bytes) // block_bytes
+    else:
+        num_blocks = kv_cache_bytes // block_bytes
+        budget = kv_cache_bytes + num_image_slots * slot_bytes
+    if num_blocks < 2:
+        raise CapacityError(
+            f"the KV cache holds {max(0, num_blocks)} blocks of {block_bytes} bytes, expected at "
+            f"least 2; raise kv_cache_bytes (now {kv_cache_bytes}) or free some memory"
+        )
+    return MemoryPlan(
+        num_blocks=int(num_blocks),
+        block_size=block_size,
+        block_bytes=block_bytes,
+        num_image_slots=num_image_slots,
+        image_slot_bytes=slot_bytes,
+        budget_bytes=budget,
+        weight_bytes=spec.weight_bytes,
+        max_model_len=context,
+    )
