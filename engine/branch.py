@@ -14,11 +14,31 @@ FinishReason = Literal["tag", "eos", "length", "wrong_tag", "aborted"]
 # on where it stands in the search and on nothing else.
 _BRANCH_BITS = 24
 _ROUND_BITS = 24
+# The stage word's two top bits mark what is sampled while judging: branches never share its draws.
+_VERDICT = 1 << 15
+_GATE = 1 << 14
 
 
 def branch_uid(stage: int, branch: int, round: int = 0) -> int:
     """The 64-bit uid of candidate `branch` of `stage` in `round`, the sampler's counter words."""
-    assert 0 <= stage < 1 << 16 and 0 <= branch < 1 << _BRANCH_BITS and 0 <= round < 1 << _ROUND_BITS
+    assert 0 <= stage < _GATE
+    return _pack(stage, branch, round)
+
+
+def verdict_uid(stage: int, index: int, round: int = 0) -> int:
+    """The uid of the generated verdict of the pair `Pair.index`."""
+    assert 0 <= stage < _GATE
+    return _pack(_VERDICT | stage, index, round)
+
+
+def gate_uid(stage: int, index: int, round: int = 0) -> int:
+    """The uid of the generated gate of the candidate `Gate.indices[...]`."""
+    assert 0 <= stage < _GATE
+    return _pack(_GATE | stage, index, round)
+
+
+def _pack(stage: int, branch: int, round: int) -> int:
+    assert 0 <= branch < 1 << _BRANCH_BITS and 0 <= round < 1 << _ROUND_BITS
     return (stage << (_BRANCH_BITS + _ROUND_BITS)) | (round << _BRANCH_BITS) | branch
 
 

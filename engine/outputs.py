@@ -18,9 +18,11 @@ class Match:
 
     first, second: candidate indices; winner is one of them
     probability:   that the first is better, mean of both orders' log-odds through a sigmoid;
-                   1.0 or 0.0 where no judge was asked or its verdict was generated text
+                   1.0 or 0.0 where the verdict was generated text or no judge was asked, 0.5 where
+                   that is a tie
     kind:          "judged"; "identical" texts, a "malformed" side or a failed "gate" are decided
                    without comparing
+    is_tie:        neither side is better; the lower index wins
     is_disagreement: the two orders picked different sides
     is_malformed_verdict: a generated verdict that named neither response
     """
@@ -38,12 +40,15 @@ class Match:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One candidate of a stage, as it stands in the answer."""
+    """One candidate of a stage, as it stands in the answer.
+
+    A stage parsed out of a whole answer has no tokens of its own: () and None.
+    """
 
     text: str
     inner: str
     token_ids: tuple[int, ...]
-    cumulative_logprob: float
+    cumulative_logprob: float | None
     finish_reason: FinishReason
     score: float | None = None
 
@@ -76,9 +81,11 @@ class StageResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
-    """What a policy returns: the stages in order and how the search ended."""
+    """What a policy returns: the stages in order, the trunk it committed and how the search ended."""
 
     stages: tuple[StageResult, ...]
+    text: str
+    token_ids: tuple[int, ...]
     finish_reason: FinishReason
 
 

@@ -95,14 +95,18 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwiresParams:
-    """Stage-wise retracing search (METHOD section 3; the paper's v5-v6, its appendix preset).
+    """Stage-wise retracing search of LLaVA-CoT's later versions; the defaults are the paper's.
 
-    num_captions M, keep N captions, `num_captions // keep` reasonings each, at most `max_rounds` C.
-    stop_on "best" or "second_best": which of the pool must pass `cutoff`.
+    num_captions:    M captions a round
+    keep:            the best N captions get `num_captions // keep` reasonings each
+    num_conclusions: the best reasonings of the pool that get a conclusion; None is `keep`
+    max_rounds:      C, the most rounds of captions and reasonings
+    cutoff, stop_on: rounds end when the pool's "best" or "second_best" score exceeds the cutoff
     """
 
     num_captions: int = 4
     keep: int = 2
+    num_conclusions: int | None = None
     max_rounds: int = 3
     cutoff: float = -0.2431
     stop_on: Literal["best", "second_best"] = "best"
@@ -111,8 +115,10 @@ class SwiresParams:
         for name in ("num_captions", "keep", "max_rounds"):
             value = getattr(self, name)
             _require(_is_int(value) and value >= 1, f"swires.{name}", "an int >= 1", value)
+        _require(self.keep <= self.num_captions, "swires.keep", "at most num_captions", self.keep)
+        n = self.num_conclusions
         _require(
-            self.keep <= self.num_captions, "swires.keep", "at most num_captions", self.keep
+            n is None or (_is_int(n) and n >= 1), "swires.num_conclusions", "None or an int >= 1", n
         )
         _require(_is_number(self.cutoff), "swires.cutoff", "a finite number", self.cutoff)
         _require(
@@ -121,6 +127,9 @@ class SwiresParams:
             "'best' or 'second_best'",
             self.stop_on,
         )
+
+
+SWIRES_RELEASE = SwiresParams(num_conclusions=3, max_rounds=5, stop_on="second_best")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

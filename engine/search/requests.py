@@ -52,10 +52,15 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two candidate texts to compare, in this order."""
+    """Two candidate texts to compare, in this order.
+
+    index: place among the pairs that the stage's candidates can form; a generated verdict is
+           sampled with `verdict_uid(stage, index, round)`, so it does not depend on the schedule
+    """
 
     first: str
     second: str
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +68,7 @@ class Judge:
     """Compare pairs in one round. Answered by `list[Verdict]`, one a pair.
 
     hints: (name, text) of what the judge is told beside the question
-    uid:   place in the search, for generated verdicts' sampling; pair i uses `uid` + i
+    stage, round: place in the search, for generated verdicts' sampling
     """
 
     pairs: tuple[Pair, ...]
@@ -91,9 +96,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
-    """Ask, text only, whether each reasoning is correct. Answered by `list[bool]`."""
+    """Ask, text only, whether each reasoning is correct. Answered by `list[bool]`.
+
+    indices: the candidates the reasonings come from; a generated gate is sampled with
+             `gate_uid(stage, index, round)`
+    """
 
     reasonings: tuple[str, ...]
+    indices: tuple[int, ...]
     hints: tuple[tuple[str, str], ...] = ()
     stage: int = 0
     round: int = 0
