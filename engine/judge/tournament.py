@@ -16,7 +16,7 @@ from stagebeam.engine.branch import Branch, branch_uid
 from stagebeam.engine.events import MatchJudged
 from stagebeam.engine.judge.bracket import Fixture, bracket, levels
 from stagebeam.engine.judge.schedule import expected_cost, round_cost
-from stagebeam.engine.outputs import Match
+from stagebeam.engine.outputs import Match, MatchKind
 from stagebeam.engine.params import JudgeParams
 from stagebeam.engine.search.requests import Gate, Judge, Pair, Report, Request, Verdict
 
@@ -49,6 +49,7 @@ class _Standing:
     """What is known about a contest's candidates so far."""
 
     texts: list[str]
+    same: list[int]  # the lowest candidate with the same text
     is_well_formed: list[bool]
     is_symmetric: (
         bool  # the judge asks both orders: the verdict on (b, a) is that on (a, b) negated
@@ -58,8 +59,8 @@ class _Standing:
 
     def key(self, a: int, b: int) -> Key:
         """The pair as it is asked: equal texts count as the lowest candidate that has them."""
-        pair = (self.texts.index(self.texts[a]), self.texts.index(self.texts[b]))
-        return (min(pair), max(pair)) if self.is_symmetric else pair
+        a, b = self.same[a], self.same[b]
+        return (b, a) if self.is_symmetric and b < a else (a, b)
 
     def outcome(self, a: int, b: int) -> Match | None:
         """The match of `a` (first) against `b`, or None where a verdict is still needed."""
@@ -67,7 +68,7 @@ class _Standing:
             if self.is_well_formed[a] == self.is_well_formed[b]:
                 return _tie(a, b, "malformed")
             return _settled(a, b, self.is_well_formed[a], "malformed")
-        if self.texts[a] == self.texts[b]:
+        if self.same[a] == self.same[b]:
             return _tie(a, b, "identical")
         if not self.has_passed[a]:  # the first is checked first: it loses to a faulty second too
             return _settled(a, b, False, "gate")
@@ -77,7 +78,7 @@ class _Standing:
         return None if verdict is None else self._judged(a, b, verdict)
 
     def _judged(self, a: int, b: int, verdict: Verdict) -> Match:
-        is_swapped = self.is_symmetric and self.texts.index(self.texts[a]) != self.key(a, b)[0]
+        is_swapped = self.key(a, b) != (self.same[a], self.same[b])
         log_odds = -verdict.log_odds if is_swapped else verdict.log_odds
         is_tie = log_odds == 0
         return Match(
@@ -106,9 +107,14 @@ def play(
         contest.seed,
         branch_uid(contest.stage, 0, contest.round),
     )
+    texts = [candidate.inner for candidate in candidates]
+    lowest: dict[str, int] = {}
+    if is_well_formed is None:
+        is_well_formed = [candidate.is_well_formed for candidate in candidates]
     standing = _Standing(
-        texts=[candidate.inner for candidate in candidates],
-        is_well_formed=list(is_well_formed or (c.is_well_formed for c in candidates)),
+        texts=texts,
+        same=[lowest.setdefault(text, i) for i, text in enumerate(texts)],
+        is_well_formed=list(is_well_formed),
         is_symmetric=contest.judge.mode == "logits",
         has_passed=[True] * count,
     )
@@ -160,9 +166,10 @@ def possible_pairs(
 def _check_gate(contest: Contest, standing: _Standing) -> Generator[Request, Any, None]:
     """Ask about each distinct text once, where at least two could meet."""
     texts = standing.texts
-    distinct = {
-        texts[i]: texts.index(texts[i]) for i, ok in enumerate(standing.is_well_formed) if ok
-    }
+    distinct: dict[str, int] = {}
+    for i, text in enumerate(texts):
+        if standing.is_well_formed[i]:
+            distinct.setdefault(text, i)
     if len(distinct) < 2:
         return
     gate = Gate(
@@ -249,11 +256,11 @@ def _champion(tournament: str, num_candidates: int, matches: Sequence[Match]) ->
     return wins.index(max(wins))
 
 
-def _settled(a: int, b: int, is_first: bool, kind: Any) -> Match:
+def _settled(a: int, b: int, is_first: bool, kind: MatchKind) -> Match:
     return Match(
         first=a, second=b, winner=a if is_first else b, probability=float(is_first), kind=kind
     )
 
 
-def _tie(a: int, b: int, kind: Any) -> Match:
+def _tie(a: int, b: int, kind: MatchKind) -> Match:
     return Match(first=a, second=b, winner=min(a, b), probability=0.5, kind=kind, is_tie=True)
