@@ -1,0 +1,332 @@
+"""The training loop: phases of steps over a mixture, with checkpoints, exports and metrics.
+
+A step's loss is the sum over every rank and micro-batch divided by all their labelled tokens, so
+it does not depend on how the rows are dealt out. All ranks run the same layers in each micro-batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from stagebeam.engine.errors import InvalidInputError
+from stagebeam.training.checkpoint import (
+    checkpoint_folders,
+    latest_checkpoint,
+    open_checkpoint,
+    save_checkpoint,
+)
+from stagebeam.training.config import Phase, TrainConfig
+from stagebeam.training.export import export_model
+from stagebeam.training.fsdp import build_objective
+from stagebeam.training.loader import StepBatches, iterate_steps
+from stagebeam.training.metrics import Metrics
+from stagebeam.training.progress import Progress, StopRequest
+from stagebeam.training.sampler import MixtureSampler, phase_steps
+from stagebeam.training.state import collect_state, restore_state
+from stagebeam.training.world import World, open_world
+
+logger = logging.getLogger(__name__)
+
+EvalFunction = Callable[[int, Path], "dict[str, float] | None"]
+
+
+class Trainer:
+    """Trains an HF Mllama or Llama folder and leaves an HF folder at `output/final`.
+
+    model_dir: the folder to start from; its tokenizer and other files go into every export
+    output:    checkpoints (output/checkpoints/step-*), metrics, exports
+    phases:    run in order, one optimiser for all
+    eval_fn:   called as eval_fn(step, exported folder) on rank 0; its numbers join the metrics
+    metadata:  for stagebeam.json in every export
+    """
+
+    def __init__(
+        self,
+        model_dir: str | os.PathLike[str],
+        output: str | os.PathLike[str],
+        config: TrainConfig,
+        phases: Sequence[Phase],
+        *,
+        eval_fn: EvalFunction | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model_dir = Path(model_dir)
+        self.output = Path(output)
+        self.config = config
+        self.phases = tuple(phases)
+        self.eval_fn = eval_fn
+        self.metadata = dict(metadata or {})
+        if not self.phases:
+            raise InvalidInputError("training needs at least one phase, got none")
+
+    def train(self, *, resume: str = "auto") -> Progress:
+        """Run all phases to their end, or until SIGTERM or SIGINT; returns how far it came.
+
+        resume: "auto" goes on from the newest whole checkpoint in `output`, if there is any;
+                "never" refuses an output folder that holds checkpoints; else a checkpoint's path
+        """
+        with open_world(self.config.timeout_minutes) as world:
+            return _Run(self, world, resume).train()
+
+
+class _Run:
+    """One process's part in one call of `Trainer.train`."""
+
+    def __init__(self, trainer: Trainer, world: World, resume: str) -> None:
+        self.trainer = trainer
+        self.config = trainer.config
+        self.world = world
+        self.checkpoints = trainer.output / "checkpoints"
+        self.stop = StopRequest()
+        torch.manual_seed(self.config.seed + world.rank)
+        self.objective = build_objective(trainer.model_dir, self.config, world)
+        self.optimizer = _build_optimizer(self.objective, self.config)
+        self.progress = self._restore(resume)
+        self.num_steps = sum(phase_steps(phase, world.size)[0] for phase in trainer.phases)
+        self.saved_step = self.progress.step if self.progress.step else -1
+
+    def train(self) -> Progress:
+        trainer, progress = self.trainer, self.progress
+        trainer.output.mkdir(parents=True, exist_ok=True)
+        with self.stop.listening():
+            metrics = None
+            if self.world.is_first:
+                metrics = Metrics(
+                    trainer.output,
+                    first_step=progress.step,
+                    num_steps=self.num_steps,
+                    show_progress=self.config.show_progress,
+                )
+            try:
+                is_stopped = False
+                while progress.phase < len(trainer.phases) and not is_stopped:
+                    is_stopped = self._run_phase(trainer.phases[progress.phase], metrics)
+                self._save()
+            finally:
+                if metrics is not None:
+                    metrics.close()
+        if is_stopped:
+            logger.warning("stopped at step %d; run again to go on", progress.step)
+        else:
+            self._export(trainer.output / "final")
+        return progress
+
+    def _run_phase(self, phase: Phase, metrics: Metrics | None) -> bool:
+        """Run `phase` from where progress stands; True if asked to stop."""
+        world, config, progress = self.world, self.config, self.progress
+        sampler = MixtureSampler(
+            phase, seed=config.seed, phase_index=progress.phase, num_ranks=world.size
+        )
+        sampler.counts = list(progress.counts) or sampler.counts
+        num_steps, steps_per_epoch = phase_steps(phase, world.size)
+        meter = _Meter(phase, world)
+        steps = iterate_steps(
+            phase,
+            sampler,
+            self.objective.shape,
+            num_steps=num_steps - progress.phase_step,
+            rank=world.rank,
+            num_ranks=world.size,
+            num_workers=config.num_workers,
+        )
+        is_stopped = False
+        for loaded in steps:
+            factor = phase.schedule.factor(progress.phase_step, num_steps, steps_per_epoch)
+            for group in self.optimizer.param_groups:
+                group["lr"] = phase.learning_rate * factor
+            is_stopped = self._step(loaded, meter)
+            progress.step += 1
+            progress.phase_step += 1
+            progress.counts = loaded.counts
+            is_last = is_stopped or progress.phase_step == num_steps
+            if progress.step % config.log_interval == 0 or is_last:
+                self._log(meter, metrics, phase.learning_rate * factor)
+            is_save_step = config.save_interval and progress.step % config.save_interval == 0
+            if is_save_step and not is_last:
+                self._save()
+            if config.eval_interval and progress.step % config.eval_interval == 0:
+                self._evaluate(metrics)
+            if is_stopped:
+                break
+        if progress.phase_step >= num_steps:
+            progress.phase += 1
+            progress.phase_step = 0
+            progress.counts = []
+            self._save()
+        return is_stopped
+
+    def _step(self, loaded: StepBatches, meter: _Meter) -> bool:
+        """One optimiser step; True if any rank wants to stop."""
+        world = self.world
+        counts = [
+            sum(len(batch.label_targets) for batch in loaded.batches),
+            sum(batch.num_tokens for batch in loaded.batches),
+            int(self.stop.is_set),
+            *(int(batch.images is not None) for batch in loaded.batches),
+        ]
+        totals = world.sum(torch.tensor(counts, device=world.device)).tolist()
+        num_labels, num_tokens, wants_stop, *with_images = totals
+        # FSDP averages gradients over ranks; the objective is a sum over them.
+        scale = world.size / max(num_labels, 1)
+        for batch, source, has_images in zip(loaded.batches, loaded.sources, with_images):
+            loss = self.objective(batch.to(world.device), bool(has_images))
+            (loss * scale).backward()
+            meter.add(source, loss.detach(), len(batch.label_targets))
+        self.progress.num_tokens += num_tokens
+        meter.num_tokens += num_tokens
+        max_norm = self.config.max_grad_norm
+        wants_norm = (self.progress.step + 1) % self.config.log_interval == 0
+        if max_norm is not None or wants_norm:
+            meter.grad_norm = _clip_gradients(self.objective, world, max_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return bool(wants_stop)
+
+    def _log(self, meter: _Meter, metrics: Metrics | None, learning_rate: float) -> None:
+        progress = self.progress
+        values = meter.take()
+        progress.seconds += values["seconds"]
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"the loss became {values['loss']} by step {progress.step}; lower the learning rate "
+                "or clip gradients, and resume from the last checkpoint"
+            )
+        if metrics is None:
+            return
+        values |= {
+            "learning_rate": learning_rate,
+            "memory_gib": _memory_gib(self.world.device),
+            "num_tokens": progress.num_tokens,
+            "phase": self.trainer.phases[progress.phase].name,
+        }
+        metrics.write(progress.step, values)
+        metrics.show(
+            progress.step,
+            {
+                "loss": f"{values['loss']:.4f}",
+                "tok/s": f"{values['tokens_per_second']:.0f}",
+                "lr": f"{learning_rate:.2e}",
+                "GiB": f"{values['memory_gib']:.1f}",
+            },
+        )
+
+    def _evaluate(self, metrics: Metrics | None) -> None:
+        folder = self.trainer.output / "eval"
+        self._export(folder)
+        if metrics is not None and self.trainer.eval_fn is not None:
+            self.objective.eval()
+            numbers = self.trainer.eval_fn(self.progress.step, folder) or {}
+            self.objective.train()
+            metrics.write(self.progress.step, {f"eval_{k}": v for k, v in numbers.items()})
+        self.world.barrier()
+
+    def _export(self, folder: Path) -> None:
+        trainer = self.trainer
+        export_model(
+            self.objective, trainer.model_dir, folder, self.world, metadata=trainer.metadata
+        )
+
+    def _save(self) -> None:
+        progress = self.progress
+        if progress.step == self.saved_step:
+            return
+        state = progress.to_state(self.trainer.phases, self.world.size)
+        tensors = collect_state(self.objective, self.optimizer, self.world)
+        save_checkpoint(
+            self.checkpoints, tensors, state, self.world, keep_last=self.config.keep_last
+        )
+        self.saved_step = progress.step
+
+    def _restore(self, resume: str) -> Progress:
+        has_any = bool(checkpoint_folders(self.checkpoints))
+        if resume == "never":
+            if has_any:
+                raise InvalidInputError(
+                    f"{self.checkpoints} holds checkpoints; resume from them or name another output"
+                )
+            return Progress()
+        if resume == "auto":
+            checkpoint = latest_checkpoint(self.checkpoints)
+        else:
+            checkpoint = open_checkpoint(Path(resume))
+        if checkpoint is None:
+            return Progress()
+        progress = Progress.from_state(checkpoint.state, self.trainer.phases, self.world.size)
+        restore_state(self.objective, self.optimizer, checkpoint, self.world)
+        logger.info("resumed from %s", checkpoint.folder)
+        return progress
+
+
+class _Meter:
+    """Losses and tokens since the last line of metrics."""
+
+    def __init__(self, phase: Phase, world: World) -> None:
+        self._names = [source.name for source in phase.sources]
+        self._world = world
+        self.grad_norm: Tensor | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        # [num_sources, 2]: summed loss, labelled tokens
+        self._sums = torch.zeros(
+            len(self._names), 2, dtype=torch.float64, device=self._world.device
+        )
+        self.num_tokens = 0
+        self._start = time.perf_counter()
+
+    def add(self, source: int, loss: Tensor, num_labels: int) -> None:
+        self._sums[source, 0] += loss
+        self._sums[source, 1] += num_labels
+
+    def take(self) -> dict[str, Any]:
+        """The numbers over all ranks, then start afresh; every rank must call it."""
+        sums = self._world.sum(self._sums).tolist()
+        seconds = time.perf_counter() - self._start
+        total, num_labels = (sum(column) for column in zip(*sums))
+        values: dict[str, Any] = {"loss": total / max(num_labels, 1)}
+        if len(self._names) > 1:
+            for name, (loss, labels) in zip(self._names, sums):
+                if labels:
+                    values[f"loss_{name}"] = loss / labels
+        if self.grad_norm is not None:
+            values["grad_norm"] = self.grad_norm.item()
+        values |= {"tokens_per_second": self.num_tokens / seconds, "seconds": seconds}
+        self._reset()
+        return values
+
+
+def _build_optimizer(objective: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+
+
+def _clip_gradients(objective: torch.nn.Module, world: World, max_norm: float | None) -> Tensor:
+    """The gradient's norm over all parameters and ranks; scales gradients down to `max_norm`."""
+    found = [p.grad for p in objective.parameters() if p.grad is not None]
+    local = [g.to_local() if isinstance(g, DTensor) else g for g in found]
+    squares = torch.stack(torch._foreach_norm(local)).square().sum()
+    norm = world.sum(squares).sqrt()
+    if max_norm is not None:
+        torch._foreach_mul_(local, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+    return norm
+
+
+def _memory_gib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
