@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from stagebeam.engine.errors import CapacityError
+from stagebeam.engine.errors import CapacityError, InvalidInputError
 from stagebeam.engine.models.spec import ModelSpec
 
 FREE_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.85}
-DEFAULT_CACHE_CAP_BYTES = {"cpu": 2 << 30, "cuda": None}
 MAX_IMAGE_SLOTS = 64
 IMAGE_SHARE = 0.25  # of the budget, at most, goes to image slots
 GIB = 1 << 30
@@ -87,30 +86,39 @@ def plan_memory(
     kv_cache_bytes: int | None,
     num_image_slots: int | None,
     max_model_len: int | None,
+    max_branches: int,
     block_size: int,
 ) -> MemoryPlan:
-    """Size the caches: `kv_cache_bytes` for the blocks as given, else a share of the free memory."""
+    """Size the caches: `kv_cache_bytes` for the blocks as given, else a share of the free memory.
+
+    Without `kv_cache_bytes` it takes no more blocks than twice `max_branches` full contexts can use.
+    Without `max_model_len` the context is what the model allows, or what the blocks hold if less.
+    """
     itemsize = dtype.itemsize
-    context = min(max_model_len or spec.max_position_embeddings, spec.max_position_embeddings)
+    limit = spec.max_position_embeddings
+    if max_model_len is not None and not 1 < max_model_len <= limit:
+        raise InvalidInputError(
+            f"max_model_len must be in 2 .. {limit}, the model's own limit, got {max_model_len}"
+        )
+    context = max_model_len or limit
     block_bytes = block_size * spec.kv_bytes_per_token(itemsize)
     slot_bytes = spec.image_slot_bytes(itemsize)
     budget = int(free_memory_bytes(device) * FREE_MEMORY_SHARE[device.type])
-    cap = DEFAULT_CACHE_CAP_BYTES[device.type]
-    if cap is not None:
-        # A CPU's memory is everybody's: take no more than one full context a branch of a small search.
-        budget = min(budget, max(cap, 8 * -(-context // block_size) * block_bytes))
     if num_image_slots is None:
         fits = int(budget * IMAGE_SHARE) // slot_bytes if slot_bytes else 0
         num_image_slots = max(1, min(MAX_IMAGE_SLOTS, fits)) if slot_bytes else 0
     if kv_cache_bytes is None:
-        num_blocks = (budget - num_image_slots * slot_bytes) // block_bytes
+        fits = (budget - num_image_slots * slot_bytes) // block_bytes
+        num_blocks = min(fits, 2 * max_branches * -(-context // block_size))
     else:
         num_blocks = kv_cache_bytes // block_bytes
         budget = kv_cache_bytes + num_image_slots * slot_bytes
-    if num_blocks < 2:
+    needed = -(-context // block_size) if max_model_len else 2
+    if num_blocks < needed:
         raise CapacityError(
-            f"the KV cache holds {max(0, num_blocks)} blocks of {block_bytes} bytes, expected at "
-            f"least 2; raise kv_cache_bytes (now {kv_cache_bytes}) or free some memory"
+            f"max_model_len {context} needs {needed} blocks of {block_bytes} bytes "
+            f"({_gib(needed * block_bytes)}) of KV cache but {_gib(max(0, num_blocks) * block_bytes)} "
+            f"is there; lower max_model_len or raise kv_cache_bytes (now {kv_cache_bytes})"
         )
     return MemoryPlan(
         num_blocks=int(num_blocks),
@@ -119,6 +127,6 @@ def plan_memory(
         num_image_slots=num_image_slots,
         image_slot_bytes=slot_bytes,
         budget_bytes=budget,
-        weight_bytes=spec.weight_bytes,
-        max_model_len=context,
+        weight_bytes=spec.weight_bytes(itemsize),
+        max_model_len=min(context, int(num_blocks) * block_size),
     )

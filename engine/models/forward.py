@@ -51,8 +51,11 @@ class BranchAttention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossRows:
-    """What each row sees of its image.
+    """What each row sees of its image. Rows side by side with one image form a group.
 
+    group_offsets: [num_groups + 1] int32; group g owns rows group_offsets[g] .. group_offsets[g + 1]
+    group_slots:   [num_groups] int32 image slot, -1 for rows without an image
+    max_group_rows: most rows in a group
     slots:   [num_rows] int32 image slot, -1 for a row without an image (cross layers skip it)
     kv_lens: [num_rows] int32 vision tokens attended, from the slot's start: the valid tiles' for a
              row at or after the image token, all of them (padded tiles too) for a row before it
@@ -62,6 +65,9 @@ class CrossRows:
              the masking)
     """
 
+    group_offsets: Tensor
+    group_slots: Tensor
+    max_group_rows: int
     slots: Tensor
     kv_lens: Tensor
     has_mlp: Tensor

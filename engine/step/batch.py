@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,8 +138,8 @@ def _prefill_cross(
     valid = np.repeat([image.valid_tokens for image in images], lengths)
     kv_lens = np.where(sees_image, valid, vision_tokens)
     return CrossRows(
-        slots=_int32(slots).to(device),
-        kv_lens=_int32(np.where(slots < 0, 0, kv_lens)).to(device),
+        **_slot_groups(slots, device),
+        kv_lens=_int32(np.where(slots < 0, 1, kv_lens)).to(device),
         has_mlp=torch.from_numpy(sees_image).to(device),
         has_textless=bool((slots < 0).any()),
     )
@@ -257,10 +258,22 @@ class DecodeBatch:
 def _decode_cross(rows: Sequence[DecodeRow], device: torch.device) -> CrossRows | None:
     if all(row.image is None for row in rows):
         return None
-    slots = [row.image.slot if row.image else _NO_SLOT for row in rows]
+    slots = np.array([row.image.slot if row.image else _NO_SLOT for row in rows])
     return CrossRows(
-        slots=_int32(slots).to(device),
-        kv_lens=_int32([row.image.valid_tokens if row.image else 0 for row in rows]).to(device),
+        **_slot_groups(slots, device),
+        kv_lens=_int32([row.image.valid_tokens if row.image else 1 for row in rows]).to(device),
         has_mlp=torch.ones(len(rows), dtype=torch.bool, device=device),
         has_textless=any(row.image is None for row in rows),
     )
+
+
+def _slot_groups(slots: np.ndarray, device: torch.device) -> dict[str, Any]:
+    """The rows' slots and their runs of one slot, as `CrossRows` names them."""
+    starts = np.flatnonzero(np.diff(slots, prepend=slots[0] - 1))
+    offsets = np.append(starts, len(slots))
+    return {
+        "slots": _int32(slots).to(device),
+        "group_offsets": _int32(offsets).to(device),
+        "group_slots": _int32(slots[starts]).to(device),
+        "max_group_rows": int(np.diff(offsets).max()),
+    }
