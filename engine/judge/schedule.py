@@ -35,6 +35,7 @@ def expected_cost(
     rounds: Sequence[Sequence[Sequence[tuple[int, int] | None]]],
     lengths: Mapping[int, int],
     head_tokens: float,
+    num_orders: int,
     is_generated: bool,
 ) -> float:
     """The cost of judging only what is played, each way that a match can turn out equally likely.
@@ -42,7 +43,6 @@ def expected_cost(
     rounds: for each round its matches; for each match the pairs that may meet in it, None where
             the pair needs no judge
     """
-    orders = 1 if is_generated else 2
     cost = 0.0
     for matches in rounds:
         asked = [[pair for pair in match if pair is not None] for match in matches]
@@ -53,5 +53,5 @@ def expected_cost(
         for match, pairs in zip(matches, asked, strict=True):
             row = sum(lengths[first] + lengths[second] for first, second in pairs)
             row += VERDICT_TOKENS * len(pairs) if is_generated else 0
-            cost += orders * row / len(match)
+            cost += num_orders * row / len(match)
     return cost

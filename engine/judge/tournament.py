@@ -115,7 +115,7 @@ def play(
         texts=texts,
         same=[lowest.setdefault(text, i) for i, text in enumerate(texts)],
         is_well_formed=list(is_well_formed),
-        is_symmetric=contest.judge.mode == "logits",
+        is_symmetric=contest.judge.has_both_orders,
         has_passed=[True] * count,
     )
     if contest.has_gate:
@@ -202,8 +202,9 @@ def _scores_all(
     num_chars = sum(len(candidate.text) for candidate in candidates)
     head = contest.prompt_chars * sum(lengths.values()) / max(num_chars, 1)
     is_generated = contest.judge.mode == "generate"
+    num_orders = 2 if standing.is_symmetric else 1
     return round_cost(rows, lengths, head, is_generated) <= expected_cost(
-        by_round, lengths, head, is_generated
+        by_round, lengths, head, num_orders, is_generated
     )
 
 

@@ -45,9 +45,11 @@ def combine_orders(log_odds_ab: float, log_odds_ba: float) -> tuple[float, bool]
     """(log_odds that a is better, is_disagreement) from both orders.
 
     Each argument is the log-odds that the response shown first is better: a in `log_odds_ab`, b in
-    `log_odds_ba`. Swapping the arguments negates the mean exactly.
+    `log_odds_ba`, +-inf where it was generated. Swapping the arguments negates the mean exactly.
     """
     is_disagreement = min(log_odds_ab, log_odds_ba) > 0 or max(log_odds_ab, log_odds_ba) < 0
+    if log_odds_ab == log_odds_ba:  # two infinities that disagree are a tie, too
+        return 0.0, is_disagreement
     return (log_odds_ab - log_odds_ba) / 2, is_disagreement
 
 
