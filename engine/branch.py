@@ -38,7 +38,8 @@ def gate_uid(stage: int, index: int, round: int = 0) -> int:
 
 
 def _pack(stage: int, branch: int, round: int) -> int:
-    assert 0 <= branch < 1 << _BRANCH_BITS and 0 <= round < 1 << _ROUND_BITS
+    assert 0 <= branch < 1 << _BRANCH_BITS
+    assert 0 <= round < 1 << _ROUND_BITS
     return (stage << (_BRANCH_BITS + _ROUND_BITS)) | (round << _BRANCH_BITS) | branch
 
 

@@ -51,7 +51,9 @@ class StageCommitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    answer: Answer
+    """The last event; plain sampling has no answer."""
+
+    answer: Answer | None
     type: str = "done"
 
 
@@ -61,9 +63,7 @@ class Failed:
     type: str = "failed"
 
 
-Event = (
-    StageStarted | TokenText | CandidateFinished | MatchJudged | StageCommitted | Done | Failed
-)
+Event = StageStarted | TokenText | CandidateFinished | MatchJudged | StageCommitted | Done | Failed
 
 
 def event_to_dict(event: Event) -> dict[str, Any]:

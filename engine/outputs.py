@@ -105,11 +105,10 @@ class Usage:
     malformed_verdicts: int = 0
     disagreements: int = 0
     ties: int = 0
-    identical_candidates: int = 0
+    identical_matches: int = 0
     malformed_candidates: int = 0
     peak_blocks: int = 0  # most blocks held at once, trunk, branches and judge prompts
     peak_blocks_unshared: int = 0  # what they would be without sharing
-    blocks_copied: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -161,13 +160,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One sample of `Engine.generate`, vLLM's meaning of the names."""
+    """One sample of `Engine.generate`, vLLM's meanings of the names: `text` ends before a stop
+    string, "stop" is a stop string or an end of sequence.
+    """
 
     index: int
     text: str
     token_ids: tuple[int, ...]
     cumulative_logprob: float
-    finish_reason: FinishReason
+    finish_reason: Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

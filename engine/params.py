@@ -169,6 +169,8 @@ class JudgeParams:
     tournament: "paper" (two at random, the winner back), "knockout" or "round_robin"
     schedule:   "all" scores every match that may be played in one round, "played" only those
                 played, "auto" takes the cheaper; the winner is the same
+    both_orders: ask each match in both orders and average; None means the mode's default (on for
+                "logits", off for "generate", as published)
     gate:       ask text-only whether a reasoning is correct before its match; None means the
                 mode's default (off for "logits", on for "generate")
     sampling:   how generated verdicts are sampled, for mode "generate"; None takes the question's
@@ -177,6 +179,7 @@ class JudgeParams:
     mode: JudgeMode = "logits"
     tournament: Tournament = "paper"
     schedule: Schedule = "auto"
+    both_orders: bool | None = None
     gate: bool | None = None
     sampling: SamplingParams | None = None
 
@@ -184,7 +187,13 @@ class JudgeParams:
         _require_choice(self.mode, JudgeMode, "mode")
         _require_choice(self.tournament, Tournament, "tournament")
         _require_choice(self.schedule, Schedule, "schedule")
-        _require(self.gate is None or isinstance(self.gate, bool), "gate", "a bool", self.gate)
+        for name in ("both_orders", "gate"):
+            value = getattr(self, name)
+            _require(value is None or isinstance(value, bool), name, "None or a bool", value)
+
+    @property
+    def has_both_orders(self) -> bool:
+        return self.mode == "logits" if self.both_orders is None else self.both_orders
 
     @property
     def has_gate(self) -> bool:

@@ -207,7 +207,9 @@ class StagePlan:
             with open(path, encoding="utf-8") as file:
                 data = json.load(file)
         except (OSError, ValueError) as error:
-            raise InvalidInputError(f"cannot read the stage plan {os.fspath(path)}: {error}") from error
+            raise InvalidInputError(
+                f"cannot read the stage plan {os.fspath(path)}: {error}"
+            ) from error
         return cls.from_dict(data)
 
 

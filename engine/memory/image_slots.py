@@ -29,7 +29,10 @@ class ImageSlots:
     ) -> None:
         shape = (num_slots, vision_tokens, num_kv_heads, head_dim)
         self.layers: KVLayers = [
-            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            (
+                torch.zeros(shape, dtype=dtype, device=device),
+                torch.zeros(shape, dtype=dtype, device=device),
+            )
             for _ in range(num_cross_layers)
         ]
         self.num_slots = num_slots

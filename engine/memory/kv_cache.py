@@ -31,7 +31,10 @@ class KVCache:
     ) -> None:
         shape = (num_blocks, block_size, num_kv_heads, head_dim)
         self.layers: KVLayers = [
-            (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+            (
+                torch.zeros(shape, dtype=dtype, device=device),
+                torch.zeros(shape, dtype=dtype, device=device),
+            )
             for _ in range(num_layers)
         ]
         self.block_size = block_size

@@ -1,0 +1,389 @@
+"""The public face: load a checkpoint once, then answer questions about images.
+
+Builds the parts and turns a caller's arguments into questions; the loop does the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from stagebeam.engine.checkpoints import find_checkpoint
+from stagebeam.engine.decoding import Decoder
+from stagebeam.engine.errors import InvalidInputError
+from stagebeam.engine.handle import Handle
+from stagebeam.engine.intake import Intake, QuestionText
+from stagebeam.engine.loop import EngineLoop
+from stagebeam.engine.memory.image_slots import ImageSlots
+from stagebeam.engine.memory.kv_cache import KVCache
+from stagebeam.engine.memory.plan import plan_memory
+from stagebeam.engine.models.images import ImageSource
+from stagebeam.engine.models.loader import load_model, read_spec
+from stagebeam.engine.models.processor import load_processor
+from stagebeam.engine.outputs import Answer, GenerateOutput
+from stagebeam.engine.params import MAX_SEED, JudgeParams, SamplingParams, SearchParams
+from stagebeam.engine.question import Scorer
+from stagebeam.engine.search.requests import Until
+from stagebeam.engine.session import BranchRef, Session
+from stagebeam.engine.stages import LLAVA_COT_PLAN, StagePlan
+from stagebeam.engine.step.runner import ModelRunner
+from stagebeam.engine.tag_automaton import TagBank, token_bytes
+from stagebeam.kernels.registry import resolve
+
+BLOCK_SIZE = 16
+PREFILL_CHUNK_SIZE = 512
+MAX_PREFILL_TOKENS = 2048
+
+
+class Engine:
+    """A loaded checkpoint and its caches; thread-safe, one background thread does the work.
+
+    path:            a HF folder or hub id; None is the bundled checkpoint
+    device:          "auto" is CUDA where there is one, else the CPU
+    dtype:           "auto" is float32 on a CPU and bfloat16 on CUDA; or a torch dtype's name
+    backend:         which kernels run; "auto" takes the fastest available
+    max_model_len:   tokens a sequence may have; None is the model's own limit or what the cache holds
+    kv_cache_bytes:  bytes of the paged KV cache; None takes a share of the free memory
+    num_image_slots: images held encoded; None takes a share too
+    max_branches:    the most rows of a decode step
+    seed:            where the seeds of questions without one come from
+    add_bos:         put a begin-of-text id before rendered prompts, "auto" as the checkpoint was trained
+    plan:            the stage plan; None is the checkpoint's own, else LLaVA-CoT's
+    Errors: CheckpointError, CapacityError, InvalidInputError (all ValueErrors).
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        backend: str = "auto",
+        max_model_len: int | None = None,
+        kv_cache_bytes: int | None = None,
+        num_image_slots: int | None = None,
+        max_branches: int = 64,
+        seed: int = 0,
+        add_bos: bool | str = "auto",
+        plan: StagePlan | None = None,
+    ) -> None:
+        folder = find_checkpoint(path)
+        _check_positive("max_branches", max_branches)
+        if kv_cache_bytes is not None:
+            _check_positive("kv_cache_bytes", kv_cache_bytes)
+        if num_image_slots is not None:
+            _check_positive("num_image_slots", num_image_slots)
+        if not (isinstance(seed, int) and 0 <= seed <= MAX_SEED):
+            raise InvalidInputError(f"seed must be an int in 0 .. 2**64 - 1, got {seed!r}")
+        self.path = folder
+        self.device = _pick_device(device)
+        self.dtype = _pick_dtype(dtype, self.device)
+        self.backend = backend
+        self.max_branches = max_branches
+        ops = resolve(backend, self.device.type)
+        spec = read_spec(folder)
+        self.processor = load_processor(folder, spec)
+        model = load_model(folder, device=self.device, dtype=self.dtype, backend_ops=ops)
+        self.spec = model.spec
+        self.memory = plan_memory(
+            self.spec,
+            device=self.device,
+            dtype=self.dtype,
+            kv_cache_bytes=kv_cache_bytes,
+            num_image_slots=num_image_slots,
+            max_model_len=max_model_len,
+            max_branches=max_branches,
+            block_size=BLOCK_SIZE,
+        )
+        self.max_model_len = self.memory.max_model_len
+        self.kv_cache = KVCache(
+            num_layers=self.spec.num_layers,
+            num_blocks=self.memory.num_blocks,
+            block_size=BLOCK_SIZE,
+            num_kv_heads=self.spec.num_kv_heads,
+            head_dim=self.spec.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+            ops=ops,
+        )
+        self.image_slots = ImageSlots(
+            num_slots=self.memory.num_image_slots,
+            num_cross_layers=self.spec.num_cross_layers,
+            vision_tokens=self.spec.vision_tokens,
+            num_kv_heads=self.spec.num_kv_heads,
+            head_dim=self.spec.head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        self.plan = plan or self._checkpoint_plan()
+        if add_bos not in (True, False, "auto"):
+            raise InvalidInputError(f"add_bos must be True, False or 'auto', got {add_bos!r}")
+        self.add_bos = self.processor.default_add_bos if add_bos == "auto" else bool(add_bos)
+        pieces = token_bytes(self.processor.tokenizer)
+        pieces = [*pieces[: self.spec.vocab_size], *[None] * (self.spec.vocab_size - len(pieces))]
+        bank = TagBank(pieces, self.device)
+        bank.register(sorted(self.plan.close_tags))
+        runner = ModelRunner(model, self.kv_cache, self.image_slots, bank, ops)
+        self._loop = EngineLoop(
+            runner,
+            Decoder(runner, pieces, max_branches, self.device),
+            max_model_len=self.max_model_len,
+            prefill_chunk_size=PREFILL_CHUNK_SIZE,
+            max_prefill_tokens=MAX_PREFILL_TOKENS,
+        )
+        self._intake = Intake(
+            self.processor,
+            self.plan,
+            self.memory,
+            max_branches=max_branches,
+            add_bos=self.add_bos,
+            seed=seed,
+            bos_id=self.spec.bos_id,
+            cancel=self._loop.cancel,
+        )
+
+    def answer(
+        self,
+        question: QuestionText,
+        image: ImageSource | None = None,
+        *,
+        search: SearchParams | None = None,
+        sampling: SamplingParams | None = None,
+        judge: JudgeParams | None = None,
+        plan: StagePlan | None = None,
+        scorer: Scorer | None = None,
+    ) -> Answer:
+        """Answer one question and wait for it; see `submit` for the arguments and errors."""
+        question_ = self._intake.question(
+            question,
+            image,
+            search=search,
+            sampling=sampling,
+            judge=judge,
+            plan=plan,
+            scorer=scorer,
+        )
+        self._loop.submit(question_)
+        try:
+            return question_.handle.result()
+        except KeyboardInterrupt:
+            question_.handle.cancel()
+            raise
+
+    def submit(
+        self,
+        question: QuestionText,
+        image: ImageSource | None = None,
+        *,
+        search: SearchParams | None = None,
+        sampling: SamplingParams | None = None,
+        judge: JudgeParams | None = None,
+        plan: StagePlan | None = None,
+        scorer: Scorer | None = None,
+        has_events: bool = True,
+    ) -> Handle:
+        """Start a question and return at once.
+
+        question: the text, or chat messages in HF's form whose last turn is the user's
+        image:    a path, encoded bytes, a PIL image, or None
+        sampling: None takes the checkpoint's generation defaults
+        plan:     None takes the engine's
+        scorer:   for strategy "swires": (question, texts) -> one score a text; runs on the engine's
+                  thread
+        Errors: InvalidInputError, ImageError, and CapacityError for a question that can never fit.
+        """
+        question_ = self._intake.question(
+            question,
+            image,
+            search=search,
+            sampling=sampling,
+            judge=judge,
+            plan=plan,
+            scorer=scorer,
+            has_events=has_events,
+        )
+        self._loop.submit(question_)
+        return question_.handle
+
+    def answer_many(
+        self,
+        questions: Sequence[Any],
+        *,
+        search: SearchParams | None = None,
+        sampling: SamplingParams | None = None,
+        judge: JudgeParams | None = None,
+        plan: StagePlan | None = None,
+        scorer: Scorer | None = None,
+    ) -> list[Answer]:
+        """Answer many questions as one stream of batches, in their order; see `iter_answers`."""
+        return list(
+            self.iter_answers(
+                questions, search=search, sampling=sampling, judge=judge, plan=plan, scorer=scorer
+            )
+        )
+
+    def iter_answers(
+        self,
+        questions: Sequence[Any],
+        *,
+        search: SearchParams | None = None,
+        sampling: SamplingParams | None = None,
+        judge: JudgeParams | None = None,
+        plan: StagePlan | None = None,
+        scorer: Scorer | None = None,
+    ) -> Iterator[Answer]:
+        """Yield the answers of many questions in their order, keeping the batch full.
+
+        questions: a text, (text, image), or a dict of `submit`'s arguments, which override the
+                   shared ones. The first error cancels the rest.
+        """
+        shared = {
+            "search": search,
+            "sampling": sampling,
+            "judge": judge,
+            "plan": plan,
+            "scorer": scorer,
+        }
+        entries = [_as_arguments(entry) for entry in questions]
+        handles: deque[Handle] = deque()
+        try:
+            for entry in entries:
+                handles.append(self.submit(**{**shared, **entry}, has_events=False))
+                if len(handles) >= 2 * self.max_branches:
+                    yield handles.popleft().result()
+            while handles:
+                yield handles.popleft().result()
+        finally:
+            for handle in handles:
+                handle.cancel()
+
+    def generate(
+        self, prompts: str | Sequence[str], sampling: SamplingParams | None = None
+    ) -> list[GenerateOutput]:
+        """Plain sampling of raw prompts, without template, stages or image: vLLM's `generate`.
+
+        The begin-of-text id is put before a prompt that does not start with it.
+        """
+        built = [
+            self._intake.prompt(prompt, sampling)
+            for prompt in ([prompts] if isinstance(prompts, str) else prompts)
+        ]
+        for question in built:
+            self._loop.submit(question)
+        return [question.handle.result() for question in built]
+
+    def open(
+        self,
+        question: QuestionText,
+        image: ImageSource | None = None,
+        *,
+        sampling: SamplingParams | None = None,
+        judge: JudgeParams | None = None,
+    ) -> BranchRef:
+        """Open a session on a question: its root branch, prefilled, to fork, decode and commit."""
+        question_ = self._intake.session(question, image, sampling=sampling, judge=judge)
+        return Session(self._loop, question_, self.max_branches).trunk_ref
+
+    def decode(
+        self,
+        branches: Sequence[BranchRef],
+        until: str | Sequence[str] = (),
+        sampling: SamplingParams | None = None,
+    ) -> Sequence[BranchRef]:
+        """Decode branches of one session as one batch, each until one of the strings `until`, an end
+        of sequence or `max_tokens`; `text`, `inner` and `finish_reason` say what came of each."""
+        session = _one_session(branches)
+        goals = (until,) if isinstance(until, str) else tuple(until)
+        stage = next((s for s in self.plan.stages if s.close_tag in goals), None)
+        wrong = tuple(tag for tag in self.plan.close_tags if stage and tag not in goals)
+        session.decode(
+            branches,
+            Until(goals=goals, wrong=wrong, stage=stage),
+            sampling or session.question.sampling,
+        )
+        return branches
+
+    def score(
+        self,
+        pairs: Sequence[tuple[BranchRef, BranchRef]],
+        criterion: str,
+        hints: Sequence[tuple[str, str]] = (),
+    ) -> list[float]:
+        """Judge pairs of one session in one round: the probability that each first is better."""
+        session = _one_session([ref for pair in pairs for ref in pair])
+        return session.score(pairs, criterion, hints)
+
+    def stats(self) -> dict[str, int]:
+        """Block and image slot counts of this moment."""
+        return {
+            **self.kv_cache.pool.stats(),
+            "num_image_slots": self.image_slots.num_slots,
+            "num_images_in_use": self.image_slots.num_in_use,
+        }
+
+    def close(self) -> None:
+        """Cancel what runs and stop the background thread; the engine cannot be used afterwards."""
+        self._loop.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _checkpoint_plan(self) -> StagePlan:
+        data = self.processor.stage_plan
+        return LLAVA_COT_PLAN if data is None else StagePlan.from_dict(data)
+
+
+def _as_arguments(entry: Any) -> dict[str, Any]:
+    if isinstance(entry, str):
+        return {"question": entry}
+    if isinstance(entry, Mapping):
+        return dict(entry)
+    if isinstance(entry, tuple) and len(entry) == 2:
+        return {"question": entry[0], "image": entry[1]}
+    raise InvalidInputError(
+        f"a question must be a text, (text, image) or a dict of submit's arguments, got {entry!r}"
+    )
+
+
+def _one_session(branches: Sequence[BranchRef]) -> Session:
+    sessions = {id(ref.session): ref.session for ref in branches}
+    if len(sessions) != 1:
+        raise InvalidInputError(
+            f"expected branches of one session, got {len(branches)} of {len(sessions)}"
+        )
+    return next(iter(sessions.values()))
+
+
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidInputError(f"{name} must be an int >= 1, got {value!r}")
+
+
+def _pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidInputError(f"device must be auto, cpu or cuda[:n], got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidInputError(f"device must be auto, cpu or cuda[:n], got {name!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError("device 'cuda' was asked for but torch sees no CUDA device")
+    return device
+
+
+def _pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    choices = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in choices:
+        raise InvalidInputError(f"dtype must be auto, {', '.join(choices)}, got {name!r}")
+    return choices[name]

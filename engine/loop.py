@@ -1,0 +1,359 @@
+"""The one place where policy meets mechanism: runs every policy, batches what they ask for.
+
+A single thread owns the caches and the batch; callers hand it commands. Each turn admits waiting
+questions, starts the requests that fit (the oldest question first), runs one prefill pass and one
+decode step over all questions. Invariant: a question that ends, however it ends, holds nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from stagebeam.engine.decoding import Decoder
+from stagebeam.engine.errors import CancelledError, CapacityError
+from stagebeam.engine.events import StageCommitted
+from stagebeam.engine.judging import Judging
+from stagebeam.engine.outputs import Match, SearchResult
+from stagebeam.engine.prefill import PrefillQueue
+from stagebeam.engine.question import Cache, Continue, Question
+from stagebeam.engine.sampling import Sampling
+from stagebeam.engine.search.requests import (
+    Commit,
+    Gate,
+    Judge,
+    Release,
+    Report,
+    Request,
+    Sample,
+    Score,
+)
+from stagebeam.engine.step.batch import ImageRef
+from stagebeam.engine.step.runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """Runs questions to their end on one background thread."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        decoder: Decoder,
+        *,
+        max_model_len: int,
+        prefill_chunk_size: int,
+        max_prefill_tokens: int,
+    ) -> None:
+        self._runner = runner
+        self._decoder = decoder
+        self.pool = runner.kv_cache.pool
+        self._prefills = PrefillQueue(runner, prefill_chunk_size, max_prefill_tokens)
+        self._sampling = Sampling(
+            runner.kv_cache, decoder, runner.bank, max_model_len, self._prefills.add, self._answer
+        )
+        self._judging = Judging(
+            runner.kv_cache,
+            decoder,
+            max_model_len,
+            self._prefills.add,
+            runner.verdicts,
+            self._answer,
+            self._pause,
+        )
+        self._waiting: deque[Question] = deque()
+        self._running: list[Question] = []
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    # Callers' side: any thread.
+
+    def submit(self, question: Question) -> None:
+        """Queue a question; it is admitted in order of arrival."""
+        self.call(lambda: self._waiting.append(question))
+
+    def call(self, command: Callable[[], None]) -> None:
+        """Run `command` on the loop's thread between two turns."""
+        with self._lock:
+            if self._is_closed:
+                raise CancelledError("the engine is closed")
+            self._commands.put(command)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="stagebeam", daemon=True)
+                self._thread.start()
+
+    def cancel(self, question: Question, reason: str = "the question was cancelled") -> None:
+        """End a question early; no effect on one that has ended."""
+        self.call(lambda: self._end(question, CancelledError(reason)))
+
+    def close(self) -> None:
+        """Cancel every question and stop the thread; returns once it has stopped."""
+        with self._lock:
+            is_first, self._is_closed = not self._is_closed, True
+            thread = self._thread
+        if thread is not None and is_first:
+            self._commands.put(lambda: self._fail_all(CancelledError("the engine was closed")))
+            thread.join()
+
+    # The loop's side: its own thread.
+
+    def _run(self) -> None:
+        has_work = False
+        while True:
+            try:
+                if not has_work:
+                    self._commands.get()()
+                while not self._commands.empty():
+                    self._commands.get()()
+                if self._is_closed:
+                    return
+                has_work = self._turn()
+            except Exception as error:  # the thread must outlive a fault, and no caller may hang
+                logger.exception("a step failed; every question in flight ends with its error")
+                self._fail_all(error)
+
+    def _turn(self) -> bool:
+        """Admit, start, prefill, decode; False where nothing could be done."""
+        num_admitted = self._admit()
+        num_started = self._start_requests()
+        has_passes = bool(self._prefills or self._decoder)
+        if self._prefills:
+            self._prefill_pass()
+        if self._decoder:
+            self._decode_step()
+        return has_passes or num_admitted > 0 or num_started > 0
+
+    def _prefill_pass(self) -> None:
+        began = time.perf_counter()
+        jobs = {id(job.question): job for job in self._prefills.run_pass()}.values()
+        for job in jobs:
+            job.question.usage.prefill_passes += 1
+            phase = "judge" if job.is_judging else "prefill"
+            self._charge(job.question, phase, (time.perf_counter() - began) / len(jobs))
+
+    def _decode_step(self) -> None:
+        live = self._decoder.questions()
+        began = time.perf_counter()
+        self._decoder.step()
+        now = time.perf_counter()
+        for question, is_judging in live:
+            question.usage.decode_steps += not is_judging
+            self._charge(question, "judge" if is_judging else "decode", (now - began) / len(live))
+            if question.timings.time_to_first_token is None:
+                question.timings.time_to_first_token = now - question.submitted_at
+
+    def _charge(self, question: Question, phase: str, seconds: float) -> None:
+        setattr(question.timings, phase, getattr(question.timings, phase) + seconds)
+
+    def _admit(self) -> int:
+        """Take questions in as long as their images find a slot; returns how many."""
+        num_admitted = 0
+        while self._waiting:
+            question = self._waiting[0]
+            if question.image is not None and not self._take_slot(question):
+                break
+            num_admitted += 1
+            self._waiting.popleft()
+            self._running.append(question)
+            question.timings.queue = time.perf_counter() - question.submitted_at
+            root = question.new_branch(list(question.prompt_ids), None)
+            root.key = 0
+            question.branches = {0: root}
+            if question.policy is not None:
+                self._advance(question, None)
+            elif question.pending is not None:
+                question.pending.set_result(None)
+        return num_admitted
+
+    def _take_slot(self, question: Question) -> bool:
+        assert question.image is not None
+        assert question.image_position is not None
+        taken = self._runner.image_slots.acquire(question.image.key)
+        if taken is None:
+            return False
+        slot, is_new = taken
+        if is_new:
+            began = time.perf_counter()
+            try:
+                self._runner.encode_image(question.image, slot)
+            except BaseException:
+                self._runner.image_slots.forget(slot)
+                raise
+            question.usage.image_encodes += 1
+            question.timings.image_encode = time.perf_counter() - began
+        spec = self._runner.model.spec
+        question.image_ref = ImageRef(
+            slot=slot,
+            position=question.image_position,
+            valid_tokens=question.image.num_tiles * spec.tokens_per_tile,
+        )
+        return True
+
+    def _start_requests(self) -> int:
+        """Start what fits, oldest first; where nothing runs and the oldest does not fit, make room."""
+        num_started = 0
+        for question in list(self._running):
+            while question.request is not None and not question.is_in_flight:
+                question.is_in_flight = True
+                try:
+                    is_started = self._start(question)
+                except ValueError as error:  # the caller's plan or prompts
+                    self._end(question, error)
+                    break
+                if is_started:
+                    num_started += 1
+                    continue
+                question.is_in_flight = False
+                if any(other.is_in_flight for other in self._running):
+                    return num_started  # what runs will end and free its blocks; nobody overtakes
+                if not self._make_room(question):
+                    self._give_up(question)
+        return num_started
+
+    def _start(self, question: Question) -> bool:
+        match question.request:
+            case Sample() as request:
+                return self._sampling.start(question, request)
+            case Continue() as request:
+                return self._sampling.continue_(question, request)
+            case Cache() as request:
+                return self._sampling.cache(question, request)
+            case Judge() | Gate() as request:
+                return self._judging.start(question, request)
+        raise AssertionError(f"not a request: {question.request!r}")
+
+    def _make_room(self, question: Question) -> bool:
+        """Drop cached blocks of one question, the youngest first, this one's own last."""
+        for victim in [*reversed([q for q in self._running if q is not question]), question]:
+            keep = self._needed(question) if victim is question else set()
+            dropped = [
+                b for b in victim.branches.values() if b.seq is not None and b.key not in keep
+            ]
+            if dropped:
+                self.pool.release([b.seq for b in dropped if b.seq is not None])
+                for branch in dropped:
+                    branch.seq = None
+                logger.debug("dropped %d cached branches of question %d", len(dropped), victim.id)
+                return True
+        return False
+
+    def _needed(self, question: Question) -> set[int]:
+        """The branches a request goes on from; a judge's prompts need none of them."""
+        match question.request:
+            case Sample(prefix=prefix):
+                return {prefix.key}
+            case Continue(keys=keys):
+                return set(keys)
+        return set()
+
+    def _give_up(self, question: Question) -> None:
+        """Nothing else runs and it still does not fit: a judge's prompt is skipped, a sample fails."""
+        if isinstance(question.request, (Judge, Gate)):
+            self._judging.give_up(question)
+            return
+        self._end(
+            question,
+            CapacityError(
+                f"a stage of this question needs more than the cache's {self.pool.num_blocks} "
+                f"blocks of {self.pool.block_size} tokens (or more than max_branches rows); lower "
+                "beam_size or max_tokens, or raise kv_cache_bytes or max_branches"
+            ),
+        )
+
+    def _pause(self, question: Question) -> None:
+        """A judge round has more waves to go: it waits for its turn again."""
+        question.is_in_flight = False
+
+    def _answer(self, question: Question, result: Any) -> None:
+        """A request is done: hand its result on."""
+        question.request = None
+        question.is_in_flight = False
+        if question.policy is not None:
+            self._advance(question, result)
+        elif question.pending is not None:
+            question.pending.set_result(result)
+
+    def _advance(self, question: Question, value: Any) -> None:
+        """Send a result to the policy and do what it asks next, up to a request that takes time."""
+        assert question.policy is not None
+        while True:
+            try:
+                request: Request = question.policy.send(value)
+            except StopIteration as stop:
+                self._end(question, stop.value)
+                return
+            value = None
+            match request:
+                case Sample() | Judge() | Gate():
+                    question.request = request
+                    return
+                case Commit(branch=branch):
+                    self.release(question, [key for key in question.branches if key != branch.key])
+                case Release(branches=branches):
+                    self.release(question, [branch.key for branch in branches])
+                case Report(event=event):
+                    self._count(question, event)
+                    question.handle.emit(event)
+                case Score(texts=texts):
+                    assert question.scorer is not None, "a scored search was submitted without one"
+                    try:
+                        value = [float(score) for score in question.scorer(question.text, texts)]
+                    except Exception as error:  # the caller's code
+                        self._end(question, error)
+                        return
+
+    def _count(self, question: Question, event: Any) -> None:
+        usage = question.usage
+        match getattr(event, "match", None):
+            case Match() as played:
+                usage.disagreements += played.is_disagreement
+                usage.malformed_verdicts += played.is_malformed_verdict
+                usage.ties += played.is_tie
+                usage.identical_matches += played.kind == "identical"
+        if isinstance(event, StageCommitted):
+            logger.debug("question %d committed %s", question.id, event.stage)
+
+    def release(self, question: Question, keys: Iterable[int]) -> None:
+        """Free branches of a question; the loop's thread only."""
+        branches = [question.branches.pop(key) for key in keys]
+        self.pool.release([branch.seq for branch in branches if branch.seq is not None])
+
+    def _end(self, question: Question, outcome: SearchResult | BaseException) -> None:
+        """Free what the question holds, then tell its caller; a second end has no effect."""
+        if question in self._running:
+            self._running.remove(question)
+            self._prefills.drop(question)
+            self._decoder.drop(question)
+            self._judging.drop(question)
+            self.release(question, list(question.branches))
+            if question.image_ref is not None:
+                self._runner.image_slots.release(question.image_ref.slot)
+        elif question in self._waiting:
+            self._waiting.remove(question)
+        else:
+            return
+        question.request = None
+        if question.policy is not None:
+            question.policy.close()
+        question.timings.total = time.perf_counter() - question.submitted_at
+        if isinstance(outcome, BaseException):
+            question.handle.fail(outcome)
+            if question.pending is not None and not question.pending.done():
+                question.pending.set_exception(outcome)
+            return
+        try:
+            question.finish(question, outcome)
+        except Exception as error:  # the caller must hear of it
+            question.handle.fail(error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        for question in [*self._running, *self._waiting]:
+            self._end(question, error)

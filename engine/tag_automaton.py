@@ -1,0 +1,165 @@
+"""Closing tags as a table over token ids, `next_state[state, token]`, for the sampling step.
+
+It owns what bytes a token id stands for and the bank that stacks the tables of several tag sets. It
+knows no stage and no branch. Invariant: from a set's start state, the state after some tokens
+accepts a tag exactly when the tag's bytes occur in the tokens' concatenated bytes since the last
+special token; the first one to be completed stays.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stagebeam.bindings._core import TagMatcher
+from stagebeam.engine.errors import CheckpointError, InvalidInputError
+
+MAX_TAGS = 63  # bits of a goal mask in int64
+_MAX_STATES = 2**15  # int16
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_level_map() -> dict[str, int]:
+    """The printable stand-in of each byte in byte-level BPE vocabularies (GPT-2's encoder.py)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    stand_ins = printable + [256 + i for i in range(len(others))]
+    return {chr(char): byte for char, byte in zip(stand_ins, printable + others, strict=True)}
+
+
+_BYTE_LEVEL = _byte_level_map()
+
+
+def _byte_level_bytes(piece: str) -> bytes:
+    if all(char in _BYTE_LEVEL for char in piece):
+        return bytes(_BYTE_LEVEL[char] for char in piece)
+    return piece.encode()  # as HF's ByteLevel decoder does
+
+
+def _sentencepiece_bytes(piece: str) -> bytes:
+    byte = _BYTE_PIECE.fullmatch(piece)
+    return bytes([int(byte[1], 16)]) if byte else piece.replace("\u2581", " ").encode()
+
+
+def token_bytes(tokenizer: Any, vocab_size: int | None = None) -> list[bytes | None]:
+    """What each token id adds to the text, as bytes; None for special tokens and unused ids.
+
+    tokenizer:  an HF fast tokenizer or a `tokenizers.Tokenizer` of the byte-level or the
+                SentencePiece kind, or a `sentencepiece.SentencePieceProcessor`
+    vocab_size: the width of the logits, where it differs from the tokenizer's
+    """
+    if hasattr(tokenizer, "id_to_piece"):
+        pieces = _sentencepiece_vocab(tokenizer)
+    else:
+        pieces = _fast_vocab(tokenizer)
+    size = vocab_size if vocab_size is not None else max(pieces, default=-1) + 1
+    return [pieces.get(token) for token in range(size)]
+
+
+def _sentencepiece_vocab(processor: Any) -> dict[int, bytes | None]:
+    return {
+        token: None
+        if processor.is_control(token) or processor.is_unknown(token) or processor.is_unused(token)
+        else _sentencepiece_bytes(processor.id_to_piece(token))
+        for token in range(processor.get_piece_size())
+    }
+
+
+def _fast_vocab(tokenizer: Any) -> dict[int, bytes | None]:
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not hasattr(backend, "to_str"):
+        raise CheckpointError(
+            "the tokenizer must be a fast one (tokenizer.json) or SentencePiece's, got "
+            f"{type(tokenizer).__name__}; save it with a tokenizer.json"
+        )
+    settings = json.loads(backend.to_str())
+    decoder = settings.get("decoder") or {}
+    kinds = {step["type"] for step in decoder.get("decoders", [decoder]) if step}
+    if "ByteLevel" in kinds:
+        to_bytes = _byte_level_bytes
+    elif kinds & {"ByteFallback", "Metaspace"}:
+        to_bytes = _sentencepiece_bytes
+    else:
+        raise CheckpointError(
+            "the tokenizer's decoder must be ByteLevel, or ByteFallback or Metaspace as "
+            f"SentencePiece has them, got {sorted(kinds) or None}"
+        )
+    pieces: dict[int, bytes | None] = {
+        token: to_bytes(piece)
+        for piece, token in backend.get_vocab(with_added_tokens=False).items()
+    }
+    for added in settings.get("added_tokens") or []:
+        pieces[added["id"]] = None if added["special"] else added["content"].encode()
+    for token in getattr(tokenizer, "all_special_ids", ()):
+        pieces[token] = None
+    return pieces
+
+
+@dataclass(frozen=True, slots=True)
+class TagSet:
+    """A registered set: where its branches start, and each tag's bit in goal masks."""
+
+    start_state: int
+    tag_ids: tuple[int, ...]
+
+
+class TagBank:
+    """Several tag sets in one table, so that rows with different stage plans share a batch.
+
+    next_state: [num_states, vocab_size] int16; state 0 stays 0 and accepts nothing
+    accept_tag: [num_states] int32, the tag's id (0 .. 62, one per different tag) or -1
+    Registering a set replaces both tensors by longer ones; the states that exist keep their rows.
+    """
+
+    def __init__(
+        self, token_bytes: Sequence[bytes | None], device: torch.device | str = "cpu"
+    ) -> None:
+        self._token_bytes = token_bytes
+        self._tag_ids: dict[str, int] = {}
+        self._sets: dict[tuple[str, ...], TagSet] = {}
+        self.next_state: Tensor = torch.zeros(
+            (1, len(token_bytes)), dtype=torch.int16, device=device
+        )
+        self.accept_tag: Tensor = torch.full((1,), -1, dtype=torch.int32, device=device)
+
+    def register(self, tags: Iterable[str]) -> TagSet:
+        """Compile a set of different, non-empty tags; a set that is known costs nothing."""
+        tags = tuple(tags)
+        if tags not in self._sets:
+            self._sets[tags] = self._add(tags)
+        return self._sets[tags]
+
+    def _add(self, tags: tuple[str, ...]) -> TagSet:
+        new = [tag for tag in tags if tag not in self._tag_ids]
+        tag_ids = self._tag_ids | {tag: len(self._tag_ids) + i for i, tag in enumerate(new)}
+        if len(tag_ids) > MAX_TAGS:
+            raise InvalidInputError(
+                f"an engine holds at most {MAX_TAGS} different tags, got {len(tag_ids)} with "
+                f"{tags}; use fewer stage plans per engine"
+            )
+        try:
+            matcher = TagMatcher([tag.encode() for tag in tags], self._token_bytes)
+        except ValueError as error:
+            raise InvalidInputError(f"cannot compile the tags {tags}: {error}") from error
+        start = self.next_state.shape[0]
+        if start + matcher.num_states > _MAX_STATES:
+            raise InvalidInputError(
+                f"the tag automaton holds at most {_MAX_STATES} states, got "
+                f"{start + matcher.num_states} with {tags}; use fewer stage plans per engine"
+            )
+        ids = [tag_ids[tag] for tag in tags]
+        accept = [ids[tag] if tag >= 0 else -1 for tag in matcher.accept_tag.tolist()]
+        device = self.next_state.device
+        rows = torch.from_numpy(matcher.table + start).to(device)
+        self.next_state = torch.cat([self.next_state, rows])
+        self.accept_tag = torch.cat(
+            [self.accept_tag, torch.tensor(accept, dtype=torch.int32, device=device)]
+        )
+        self._tag_ids = tag_ids
+        return TagSet(start, tuple(ids))
