@@ -28,11 +28,26 @@ from stagebeam.training.world import World
 logger = logging.getLogger(__name__)
 
 
+def read_model_config(model_dir: str | os.PathLike[str]) -> Any:
+    """The config of an HF folder; refuses what is not Mllama or Llama."""
+    try:
+        config = AutoConfig.from_pretrained(model_dir)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot read the model folder {os.fspath(model_dir)}: {error}"
+        ) from error
+    if config.model_type not in ("mllama", "llama"):
+        raise CheckpointError(
+            f"cannot train a {config.model_type!r} model: expected an HF folder of mllama or llama"
+        )
+    return config
+
+
 def build_objective(
     model_dir: str | os.PathLike[str], config: TrainConfig, world: World
 ) -> SFTObjective:
     """Load an HF Mllama or Llama folder in float32, ready to train on the world's device."""
-    hf_config = _read_config(model_dir)
+    hf_config = read_model_config(model_dir)
     auto = AutoModelForImageTextToText if hf_config.model_type == "mllama" else AutoModelForCausalLM
     # Tied weights would come untied when a model is built on the meta device.
     is_tied = hf_config.get_text_config().tie_word_embeddings
@@ -59,20 +74,6 @@ def build_objective(
 def units(objective: SFTObjective) -> list[nn.Module]:
     """The modules that are sharded and checkpointed one by one."""
     return [*objective.vision_layers(), *objective.text_layers()]
-
-
-def _read_config(model_dir: str | os.PathLike[str]) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(model_dir)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"cannot read the model folder {os.fspath(model_dir)}: {error}"
-        ) from error
-    if config.model_type not in ("mllama", "llama"):
-        raise CheckpointError(
-            f"cannot train a {config.model_type!r} model: expected an HF folder of mllama or llama"
-        )
-    return config
 
 
 def _load(auto: Any, model_dir: str | os.PathLike[str]) -> Any:

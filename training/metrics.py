@@ -32,7 +32,7 @@ class Metrics:
     ) -> None:
         path = output / "metrics.jsonl"
         _drop_after(path, first_step)
-        self._file = path.open("a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        self._file = path.open("a", encoding="utf-8")
         self._board = None
         if SummaryWriter is None:
             logger.info("tensorboard is not installed; metrics go to %s only", path)
