@@ -1,17 +1,16 @@
 """What pyproject cannot say: the packages behind the symlinks, and the C++ extension."""
 
 import shutil
+from glob import glob
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
 
-CORE_SOURCES = ["block_pool", "sampler", "tag_matcher"]
-
 core = Pybind11Extension(
     "stagebeam.bindings._core",
-    ["bindings/core_module.cpp", *(f"csrc/core/{name}.cpp" for name in CORE_SOURCES)],
-    depends=[f"csrc/core/{name}.h" for name in [*CORE_SOURCES, "philox"]],
+    ["bindings/core_module.cpp", *sorted(glob("csrc/core/*.cpp"))],
+    depends=sorted(glob("csrc/core/*.h")),
     cxx_std=20,
     extra_compile_args=["-O3", "-Wall", "-Wextra"],
 )

@@ -72,10 +72,10 @@ TagMatcher::TagMatcher(const std::vector<std::string>& tags,
   if (tags.empty()) throw std::invalid_argument("TagMatcher: expected at least one tag, got none");
   const std::vector<int16_t> next = compile_bytes(tags);
   table_.resize(num_states() * vocab_size_);
-  for (int16_t start = 0; start < num_states(); ++start) {
+  for (int64_t start = 0; start < num_states(); ++start) {
     int16_t* row = table_.data() + start * vocab_size_;
     for (int64_t token = 0; token < vocab_size_; ++token) {
-      int16_t state = start;
+      auto state = static_cast<int16_t>(start);
       if (token_bytes[token]) {
         for (unsigned char byte : *token_bytes[token]) state = next[state * kNumBytes + byte];
       } else if (accept_tag_[start] < 0) {
