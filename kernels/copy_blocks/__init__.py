@@ -1,0 +1,5 @@
+"""copy_blocks(kv_layers, pairs): copy whole cache blocks in every layer, in place.
+
+kv_layers: a (k_cache, v_cache) a layer, each [num_blocks, block_size, Hkv, D], written
+pairs:     [M, 2] int32 (source, destination) block ids; destinations are distinct and none is a source
+"""

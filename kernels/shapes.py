@@ -1,0 +1,41 @@
+"""Shape checks at the boundary of an op: named sizes, bound once, compared everywhere.
+
+Knows nothing about the ops. A name stands for one size in all the tensors of a call; a number stands
+for itself; a leading `*` takes any number of leading dimensions.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from torch import Size, Tensor
+
+
+def check_shapes(spec: str, *tensors: Tensor) -> None:
+    """Raise a ValueError that shows both sides unless the tensors have the shapes of `spec`.
+
+    spec: one `name Dim Dim ...` a tensor, separated by commas: `"q T H D, positions T"`
+    """
+    _check(spec, *[tensor.shape for tensor in tensors])
+
+
+@lru_cache(maxsize=8192)  # a decode step asks the same question again and again
+def _check(spec: str, *shapes: Size) -> None:
+    sizes: dict[str, tuple[int, str]] = {}  # size's name -> (its value, the tensor that bound it)
+    for part, shape in zip(spec.split(","), shapes, strict=True):
+        name, *dims = part.split()
+        got = list(shape)
+        if dims and dims[0].startswith("*"):
+            dims = dims[1:]
+            got = got[len(got) - len(dims) :] if len(got) >= len(dims) else got
+        if len(dims) != len(got):
+            raise ValueError(f"{name}: expected [{', '.join(dims)}], got shape {list(shape)}")
+        for dim, size in zip(dims, got):
+            expected, owner = (
+                (int(dim), "the op") if dim.isdigit() else sizes.setdefault(dim, (size, name))
+            )
+            if size != expected:
+                raise ValueError(
+                    f"{name}: expected [{', '.join(dims)}] with {dim}={expected} (from {owner}), "
+                    f"got shape {list(shape)}"
+                )
