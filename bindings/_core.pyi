@@ -51,7 +51,8 @@ class BlockPool:
     def snapshot(self, seq: int) -> int:
         """A fork of one without a reservation: references only, so it cannot fail.
 
-        `seq` must hold no reservation (`unreserve` it first, `reserve` after).
+        A reservation of `seq` keeps its blocks, but the copy of a partial tail that the snapshot now
+        shares may take one of them: `reserve` again where that matters.
         """
 
     def reserve(self, seq: int, num_tokens: int) -> bool:

@@ -123,12 +123,15 @@ std::optional<std::vector<SeqId>> BlockPool::fork(SeqId seq, int32_t n, int64_t 
 }
 
 SeqId BlockPool::snapshot(SeqId seq) {
-  const Sequence& s = get(seq, "snapshot");
-  require(s.reserved == 0 && s.promised == 0, "snapshot",
-          "expected a sequence without a reservation, got one of " + std::to_string(s.promised) +
-              " tokens (" + std::to_string(s.reserved) +
-              " blocks); call unreserve first and reserve after it");
-  return fork(seq, 1).value()[0];
+  Sequence& parent = get(seq, "snapshot");
+  for (int32_t block : parent.blocks) ++ref_counts_[block];
+  shrink_promise(parent);
+  const SeqId id = new_sequence();
+  Sequence& child = get(id, "snapshot");
+  const Sequence& from = get(seq, "snapshot");  // new_sequence may have moved the parent
+  child.blocks = from.blocks;
+  child.length = from.length;
+  return id;
 }
 
 void BlockPool::release(const std::vector<SeqId>& seqs) {
@@ -157,6 +160,20 @@ int64_t BlockPool::blocks_for(int64_t length, int64_t tokens, bool must_copy_tai
 void BlockPool::set_reserved(Sequence& s, int64_t blocks) {
   num_reserved_ += blocks - s.reserved;
   s.reserved = blocks;
+}
+
+// Promise no more than the blocks of the reservation, and the tail, still surely hold.
+void BlockPool::shrink_promise(Sequence& s) {
+  int64_t room = s.reserved * block_size_;
+  if (has_partial_tail(s)) {
+    const int64_t tail_room = block_size_ - s.length % block_size_;
+    if (!has_shared_tail(s)) {
+      room += tail_room;
+    } else if (room > 0) {
+      room += tail_room - block_size_;
+    }
+  }
+  s.promised = std::min(s.promised, room);
 }
 
 int32_t BlockPool::take_block(Sequence& s) {
@@ -256,15 +273,7 @@ void BlockPool::truncate(SeqId seq, int64_t length) {
     s.blocks.pop_back();
   }
   s.length = length;
-  int64_t room = s.reserved * block_size_;  // tokens that the reservation still surely holds
-  if (has_partial_tail(s)) {
-    const int64_t tail_room = block_size_ - s.length % block_size_;
-    if (!has_shared_tail(s))
-      room += tail_room;
-    else if (room > 0)
-      room += tail_room - block_size_;
-  }
-  s.promised = std::min(s.promised, room);
+  shrink_promise(s);
 }
 
 }  // namespace stagebeam

@@ -48,8 +48,8 @@ class BlockPool {
   // up, as it may now have to copy its tail as well. Nothing if all that does not fit.
   std::optional<std::vector<SeqId>> fork(SeqId seq, int32_t n, int64_t reserve_tokens = 0);
 
-  // One child without a reservation: references only, so it never lacks a block. `seq` must hold
-  // no reservation, which a shared tail could make one block too small.
+  // One child without a reservation: references only, so it never lacks a block. A reservation of
+  // `seq` keeps its blocks, of which the copy of the now shared tail may take one.
   SeqId snapshot(SeqId seq);
 
   // Make the reservation of `seq` cover `num_tokens` more tokens; false changes nothing.
@@ -119,6 +119,7 @@ class BlockPool {
   int64_t capacity_tokens() const { return num_blocks() * block_size_; }
   int64_t blocks_for(int64_t length, int64_t tokens, bool must_copy_tail) const;
   void set_reserved(Sequence& s, int64_t blocks);
+  void shrink_promise(Sequence& s);
   int32_t take_block(Sequence& s);
   void drop_block(int32_t block);
   void copy_shared_tail(Sequence& s, std::vector<BlockCopy>& copies);
