@@ -12,16 +12,17 @@ import torch
 HERE = Path(__file__).parent
 
 
-def _load_tiny_models():
-    """The helper module beside this file, importable by name (tests are not a package)."""
-    spec = importlib.util.spec_from_file_location("tiny_models", HERE / "tiny_models.py")
+def _load(name: str):
+    """A module beside this file, importable by its name (tests are not a package)."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["tiny_models"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-tiny_models = _load_tiny_models()
+tiny_models = _load("tiny_models")
+tiny_run = _load("tiny_run")
 
 
 @pytest.fixture(scope="session", autouse=True)

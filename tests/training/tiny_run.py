@@ -1,0 +1,95 @@
+"""A small training run as a program of its own: started alone, killed, or under torchrun.
+
+Usage: tiny_run.py MODEL OUTPUT JSON, the last being the options of `phases` and TrainConfig.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from stagebeam.training.config import Phase, Schedule, Source, TrainConfig  # noqa: E402
+from stagebeam.training.examples import Example, ImageInputs, MemoryDataset  # noqa: E402
+from stagebeam.training.trainer import Trainer  # noqa: E402
+
+IMAGE_TOKEN = 4
+
+
+def make_examples(kinds: str, *, seed: int = 0) -> MemoryDataset:
+    """Random examples, one a letter: t text-only, 1 or 2 an image of so many tiles."""
+    generator = torch.Generator().manual_seed(seed)
+    examples = []
+    for kind in kinds:
+        length = int(torch.randint(8, 20, (1,), generator=generator))
+        ids = torch.randint(10, 300, (length,), generator=generator)
+        image = None
+        if kind != "t":
+            ids[3] = IMAGE_TOKEN
+            pixels = torch.randn(int(kind), 3, 16, 16, generator=generator)
+            image = ImageInputs(pixel_values=pixels, aspect_ratio_id=int(kind))
+        labelled = torch.arange(length) >= 5
+        examples.append(Example(input_ids=ids, labelled=labelled, image=image))
+    return MemoryDataset(examples)
+
+
+def make_phases(
+    kinds: str, *, steps: int, batch_size: int, accumulation: int = 1, **options
+) -> list[Phase]:
+    """Two phases: one source of `kinds`, then a mixture with a text-only source."""
+    first = Source(name="main", dataset=make_examples(kinds))
+    text = Source(name="text", dataset=make_examples("t" * 10, seed=1), weight=0.5)
+    shared = {"batch_size": batch_size, "accumulation": accumulation, "learning_rate": 2e-3}
+    return [
+        Phase(name="one", sources=(first,), steps=steps // 2, **shared, **options),
+        Phase(
+            name="two",
+            sources=(first, text),
+            steps=steps - steps // 2,
+            schedule=Schedule(kind="cosine", warmup_steps=3),
+            bucket_batches=3,
+            **shared,
+        ),
+    ]
+
+
+def train(model: Path, output: Path, *, config: dict, **options):
+    """Run in this process."""
+    return Trainer(
+        model, output, TrainConfig(show_progress=False, **config), make_phases(**options)
+    ).train()
+
+
+def start(model: Path, output: Path, *, num_ranks: int = 0, **options) -> subprocess.Popen:
+    """Start this file as a program, under torchrun if `num_ranks` is given."""
+    launch = [sys.executable]
+    if num_ranks:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
+    return subprocess.Popen(
+        [*launch, __file__, str(model), str(output), json.dumps(options)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    """Wait for a program that `start` started; its errors become the assertion's message."""
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-4000:]
+
+
+def read_losses(output: Path) -> list[float]:
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3]))
