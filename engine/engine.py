@@ -317,6 +317,11 @@ class Engine:
         session = _one_session([ref for pair in pairs for ref in pair])
         return session.score(pairs, criterion, hints)
 
+    @property
+    def default_sampling(self) -> SamplingParams:
+        """What a question without sampling parameters uses: the checkpoint's generation defaults."""
+        return self._intake.default_sampling()
+
     def stats(self) -> dict[str, int]:
         """Block and image slot counts of this moment."""
         return {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 from stagebeam.engine.events import Done, Event, Failed
@@ -32,6 +32,10 @@ class Handle:
 
     def done(self) -> bool:
         return self._future.done()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end, whatever it is; False after `timeout` seconds without one."""
+        return not wait([self._future], timeout).not_done
 
     def cancel(self) -> None:
         """Stop the question and free what it holds; no effect once it is done."""

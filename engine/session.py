@@ -142,8 +142,9 @@ class Session:
         self.on_loop(lambda: self._loop.release(self.question, [self._branch(key).key]))
 
     def end(self) -> None:
-        """Free everything; a second call has no effect."""
+        """Free everything and wait until it is freed; a second call has no effect."""
         self._loop.cancel(self.question, "the session was released")
+        self.question.handle.wait()
 
     def token_ids(self, key: int) -> tuple[int, ...]:
         return self.on_loop(lambda: tuple(self._branch(key).token_ids))

@@ -1,0 +1,37 @@
+"""Arguments that several commands share: which model to load and how."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from stagebeam.engine.engine import Engine
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What every command that loads a model takes."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        "--model_name_or_path",
+        metavar="PATH",
+        help="HF folder or hub id (default: the bundled checkpoint)",
+    )
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    group.add_argument("--backend", default="auto", help="kernels: auto or one that doctor lists")
+    group.add_argument("--kv-cache-bytes", type=int, help="size of the paged KV cache")
+    group.add_argument("--max-model-len", type=int, help="longest sequence in tokens")
+
+
+def make_engine(options: argparse.Namespace, **overrides: Any) -> Engine:
+    """The engine that `add_model_options` describes."""
+    return Engine(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        backend=options.backend,
+        kv_cache_bytes=options.kv_cache_bytes,
+        max_model_len=options.max_model_len,
+        **overrides,
+    )
