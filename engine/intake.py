@@ -255,11 +255,11 @@ def _as_messages(question: QuestionText, has_image: bool) -> list[Message]:
         if has_image:
             content.insert(0, {"type": "image"})
         return [{"role": "user", "content": content}]
-    if not isinstance(question, Sequence) or not question:
+    if isinstance(question, (bytes, Mapping)) or not isinstance(question, Sequence) or not question:
         raise InvalidInputError(
             f"the question must be a text or a list of chat messages, got {type(question).__name__}"
         )
-    return list(question)
+    return [message for message in question if isinstance(message, Mapping)]
 
 
 def _last_text(messages: Sequence[Message]) -> str:

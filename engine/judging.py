@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ class Judging:
         question = round_.question
         count_blocks(question, self._kv_cache, list(round_.seqs.values()))
         for i, job in jobs:
-            job.on_done = lambda hidden, i=i: self._on_prefilled(round_, i, hidden)
+            job.on_done = partial(self._on_prefilled, round_, i)
             question.usage.judge_prompt_tokens += job.end - job.start
         for _, job in jobs:
             self._enqueue(job)
@@ -212,7 +213,7 @@ class Judging:
         track = Track(
             question=question,
             row=row,
-            on_finish=lambda track: self._on_reply(round_, i, track),
+            on_finish=partial(self._on_reply, round_, i),
             name=None,
             index=i,
             is_judging=True,

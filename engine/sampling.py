@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from stagebeam.engine.branch import Branch, branch_uid
@@ -182,7 +183,7 @@ class Sampling:
                 Track(
                     question=question,
                     row=row,
-                    on_finish=lambda track, i=i: self._on_finish(round_, i, track),
+                    on_finish=partial(self._on_finish, round_, i),
                     name=request.name,
                     index=index,
                 )

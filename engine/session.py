@@ -31,7 +31,8 @@ class Session:
         self._max_branches = max_branches
         self._num_rounds = 0
         self.trunk_ref = BranchRef(self, 0, is_root=True)
-        question.pending = admitted = Future()
+        admitted: Future[Any] = Future()
+        question.pending = admitted
         loop.submit(question)
         admitted.result()
         self.ask(Cache(key=0))

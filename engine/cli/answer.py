@@ -24,7 +24,11 @@ from stagebeam.engine.params import (
 from stagebeam.engine.stages import StagePlan
 
 # The published script's names for its searches.
-PUBLISHED_TYPES = {"best_of_N": "best_of_n", "sentence": "sentence_beam", "stage": "stage_beam"}
+PUBLISHED_TYPES: dict[str, Strategy] = {
+    "best_of_N": "best_of_n",
+    "sentence": "sentence_beam",
+    "stage": "stage_beam",
+}
 _SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed")
 
 
@@ -64,7 +68,7 @@ def run_answer(options: argparse.Namespace) -> int:
     question = options.question or options.prompt
     if not question or (options.question and options.prompt):
         raise InvalidInputError("give the question once: as an argument or with --prompt")
-    strategy = options.strategy or PUBLISHED_TYPES[options.type or "stage"]
+    strategy: Strategy = options.strategy or PUBLISHED_TYPES[options.type or "stage"]
     search = SearchParams(strategy=strategy, beam_size=options.beam_size)
     judge = JudgeParams(
         mode=options.judge,
