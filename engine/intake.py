@@ -255,11 +255,15 @@ def _as_messages(question: QuestionText, has_image: bool) -> list[Message]:
         if has_image:
             content.insert(0, {"type": "image"})
         return [{"role": "user", "content": content}]
-    if isinstance(question, (bytes, Mapping)) or not isinstance(question, Sequence) or not question:
+    if not (
+        isinstance(question, (list, tuple))
+        and question
+        and all(isinstance(message, Mapping) for message in question)
+    ):
         raise InvalidInputError(
-            f"the question must be a text or a list of chat messages, got {type(question).__name__}"
+            f"the question must be a text or a list of chat messages, got {question!r}"
         )
-    return [message for message in question if isinstance(message, Mapping)]
+    return list(question)
 
 
 def _last_text(messages: Sequence[Message]) -> str:
