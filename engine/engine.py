@@ -6,6 +6,7 @@ Builds the parts and turns a caller's arguments into questions; the loop does th
 from __future__ import annotations
 
 import os
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -135,6 +136,7 @@ class Engine:
             prefill_chunk_size=PREFILL_CHUNK_SIZE,
             max_prefill_tokens=MAX_PREFILL_TOKENS,
         )
+        weakref.finalize(self, self._loop.close)  # an engine that nobody holds stops its thread
         self._intake = Intake(
             self.processor,
             self.plan,

@@ -99,8 +99,11 @@ class EngineLoop:
         with self._lock:
             is_first, self._is_closed = not self._is_closed, True
             thread = self._thread
-        if thread is not None and is_first:
+        if thread is None:
+            return
+        if is_first:
             self._commands.put(lambda: self._fail_all(CancelledError("the engine was closed")))
+        if thread is not threading.current_thread():  # a collected engine may end on any thread
             thread.join()
 
     # The loop's side: its own thread.
