@@ -1,0 +1,140 @@
+"""Four-stage answers by rule: what each stage says about a scene and a question.
+
+The reasoning enumerates: it walks the caption's objects one by one, says of each whether it matches,
+and carries a running count, so that every token follows from a few earlier ones. Text only; knows
+nothing of tokens or images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from stagebeam.training.shapes.questions import Question, holds, true_answer
+from stagebeam.training.shapes.scene import COLUMNS, PLACES, ROWS, Scene, Thing
+
+STAGE_NAMES = ("summary", "caption", "reasoning", "conclusion")
+
+
+@dataclass(frozen=True, slots=True)
+class Slip:
+    """One wrong step of a reasoning, as a judge example needs it.
+
+    step:   which object of the walk (-1: the comparison or sum after it)
+    column: which of the question's filters
+    change: added to the count there; 0 turns yes and no around instead
+    """
+
+    step: int
+    column: int = 0
+    change: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StagedAnswer:
+    """The inner text of each stage."""
+
+    summary: str
+    caption: str
+    reasoning: str
+    conclusion: str
+
+    def text(self) -> str:
+        """The whole answer with its tags, as the model writes it."""
+        return "\n\n".join(
+            f"<{field.name.upper()}> {getattr(self, field.name)} </{field.name.upper()}>"
+            for field in fields(self)
+        )
+
+
+def annotate(question: Question, scene: Scene) -> StagedAnswer:
+    """The right answer in four stages."""
+    return StagedAnswer(
+        summary=summary_text(question),
+        caption=caption_text(scene),
+        reasoning=reasoning_text(question, scene),
+        conclusion=true_answer(question, scene),
+    )
+
+
+def summary_text(question: Question) -> str:
+    if question.kind == "place":
+        return f"Look at the {PLACES[question.cell]}."
+    if question.kind == "exist":
+        return f"Look for a {question.filters[0].words()}."
+    if question.kind == "count":
+        return f"Count the {question.filters[0].words(plural=True)}."
+    if question.kind == "relation":
+        first, second = (one.words() for one in question.filters)
+        axis = "columns" if question.operation in ("left of", "right of") else "rows"
+        return f"Find the {first} and the {second}, then compare the {axis}."
+    first, second = (one.words(plural=True) for one in question.filters)
+    last = {"plus": "add", "minus": "subtract"}.get(question.operation, "compare")
+    return f"Count the {first} and the {second}, then {last}."
+
+
+def caption_text(scene: Scene) -> str:
+    return ", ".join(f"{thing.place} {thing.words}" for thing in scene) + "."
+
+
+def reasoning_text(question: Question, scene: Scene, slip: Slip | None = None) -> str:
+    """The reasoning; with a `slip`, everything after it follows from the wrong step."""
+    if question.kind == "place":
+        answer = true_answer(question, scene)
+        return f"{PLACES[question.cell]} {answer}. So {answer}."
+    if question.kind == "relation":
+        return _relation_text(question, scene, slip)
+    walk, counts = walk_text(question, scene, slip)
+    if question.kind == "exist":
+        return f"{walk}. So {'yes' if counts[0] else 'no'}."
+    if question.kind == "count":
+        return f"{walk}. So {counts[0]}."
+    wrong_end = slip is not None and slip.step < 0
+    operation = question.operation
+    if question.kind == "compare":
+        is_true = counts[0] > counts[1] if operation == "more" else counts[0] < counts[1]
+        is_true ^= wrong_end
+        verb, answer = ("is", "yes") if is_true else ("is not", "no")
+        return f"{walk}. {counts[0]} {verb} {operation} than {counts[1]}. So {answer}."
+    total = counts[0] + counts[1] if operation == "plus" else counts[0] - counts[1]
+    total = abs(total + (slip.change if slip and wrong_end else 0))
+    return f"{walk}. {counts[0]} {operation} {counts[1]} is {total}. So {total}."
+
+
+def walk_text(question: Question, scene: Scene, slip: Slip | None = None) -> tuple[str, list[int]]:
+    """Each object with yes or no (and the count so far) for each filter; and the final counts."""
+    counts = [0] * len(question.filters)
+    steps = []
+    for number, thing in enumerate(scene):
+        words = [thing.place, thing.words]
+        for index, one in enumerate(question.filters):
+            has_slip = slip is not None and (slip.step, slip.column) == (number, index)
+            is_match = one.matches(thing) ^ (has_slip and slip is not None and not slip.change)
+            counts[index] += is_match
+            if has_slip and slip is not None and slip.change:
+                counts[index] = abs(counts[index] + slip.change)
+            words.append("yes" if is_match else "no")
+            if question.kind != "exist":
+                words.append(str(counts[index]))
+        steps.append(" ".join(words))
+    return ", ".join(steps), counts
+
+
+def _relation_text(question: Question, scene: Scene, slip: Slip | None) -> str:
+    things = [next(filter(one.matches, scene)) for one in question.filters]
+    is_vertical = question.operation in ("above", "below")
+    ahead, behind = (ROWS[thing.row] if is_vertical else COLUMNS[thing.column] for thing in things)
+    is_true = holds(question.operation, *things) ^ (slip is not None)
+    verb, answer = ("is", "yes") if is_true else ("is not", "no")
+    places = ", ".join(
+        f"{one.words()} {thing.place}" for one, thing in zip(question.filters, things, strict=True)
+    )
+    return f"{places}. {ahead} {verb} {question.operation} {behind}. So {answer}."
+
+
+def nine_places_text(scene: Scene) -> str:
+    """Every place in reading order with what is there: the dense form of "what is at"."""
+    here: dict[int, Thing] = {thing.cell: thing for thing in scene}
+    return ", ".join(
+        f"{place} {here[cell].words if cell in here else 'nothing'}"
+        for cell, place in enumerate(PLACES)
+    )

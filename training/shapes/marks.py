@@ -1,0 +1,48 @@
+"""Marks on a judge example's candidates: which words are wrong, as extra labels.
+
+A verdict is one label for a hundred tokens. Marks teach the judge where to look: after reading each
+word of a candidate, the model is to predict the gate's word for "correct" or "incorrect". They bear
+loss in training only; the prompt that the engine sends is unchanged.
+"""
+
+from __future__ import annotations
+
+from stagebeam.training.shapes.encoding import ChatEncoder
+from stagebeam.training.shapes.judge_pairs import SHAPES_PLAN, JudgePair
+
+KEEP_EVERY = 4  # of the correct words, one in so many is marked
+
+
+def mark_pair(encoder: ChatEncoder, pair: JudgePair, user_text: str) -> list[tuple[int, int]]:
+    """(position in the user text's ids, token) of the wrong word and of some right ones.
+
+    Up to the first difference both candidates are right. There the wrong one is marked; what comes
+    after it follows from the mistake and is left unmarked, unless the texts run in step again.
+    """
+    correct, incorrect = (encoder.ids(f" {word}")[0] for word in SHAPES_PLAN.prompts.gate_words)
+    encoding = encoder.tokenizer.encode(user_text, add_special_tokens=False)
+    tokens = encoding.ids
+    starts = [start for start, _ in encoding.offsets]
+    ends = [end for _, end in encoding.offsets]
+    first, second = pair.texts
+    second_start = len(user_text) - len(second)
+    first_start = second_start - len("\nResponse 2: ") - len(first)
+    spans = [
+        [i for i in range(len(tokens)) if starts[i] >= begin - 1 and ends[i] <= begin + length]
+        for begin, length in ((first_start, len(first)), (second_start, len(second)))
+    ]
+    good, bad = spans if pair.is_first else spans[::-1]
+    marks = []
+    for count, position in enumerate(good):
+        if count % KEEP_EVERY == len(tokens) % KEEP_EVERY:
+            marks.append((position, correct))
+    in_step = len(good) == len(bad)
+    found = False
+    for count, position in enumerate(bad):
+        is_same = count < len(good) and tokens[position] == tokens[good[count]]
+        if not found and not is_same:
+            found = True
+            marks.append((position, incorrect))
+        elif is_same and (in_step or not found) and count % KEEP_EVERY == 0:
+            marks.append((position, correct))
+    return sorted(marks)

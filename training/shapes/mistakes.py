@@ -1,0 +1,157 @@
+"""Small mistakes: for each stage, a text that is wrong in one way.
+
+What comes after a mistake inside the same stage follows from it, as in a model's own errors. Every
+function returns a text that differs from the right one.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from stagebeam.training.shapes.annotate import (
+    Slip,
+    StagedAnswer,
+    caption_text,
+    reasoning_text,
+    summary_text,
+)
+from stagebeam.training.shapes.questions import RELATIONS, Filter, Question
+from stagebeam.training.shapes.scene import COLORS, SHAPES, SIZES, Scene, Thing
+
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "color": tuple(COLORS),
+    "shape": SHAPES,
+    "size": tuple(SIZES),
+}
+
+
+def other(rng: random.Random, choices: tuple[str, ...], value: str) -> str:
+    return rng.choice([choice for choice in choices if choice != value])
+
+
+def wrong_thing(rng: random.Random, thing: Thing) -> Thing:
+    """The same object with one attribute changed."""
+    name = rng.choice(tuple(ATTRIBUTES))
+    value = other(rng, ATTRIBUTES[name], getattr(thing, name))
+    return replace(thing, **{name: value})
+
+
+def wrong_scene(rng: random.Random, scene: Scene) -> Scene:
+    """The scene with one attribute or place changed, or one object dropped or added."""
+    index = rng.randrange(len(scene))
+    rest = [thing for i, thing in enumerate(scene) if i != index]
+    free = [cell for cell in range(9) if all(cell != thing.cell for thing in scene)]
+    kind = rng.choices(("attribute", "place", "drop", "add"), (0.6, 0.2, 0.1, 0.1))[0]
+    if kind == "attribute":
+        rest.append(wrong_thing(rng, scene[index]))
+    elif kind == "place":
+        rest.append(replace(scene[index], cell=rng.choice(free)))
+    elif kind == "add":
+        values = {name: rng.choice(choices) for name, choices in ATTRIBUTES.items()}
+        rest += [scene[index], Thing(cell=rng.choice(free), **values)]
+    return tuple(sorted(rest))
+
+
+def wrong_summary(rng: random.Random, question: Question) -> str:
+    right = summary_text(question)
+    while True:
+        wrong = question
+        if question.kind == "place":
+            wrong = replace(question, cell=rng.randrange(9))
+        elif question.operation and rng.random() < 0.3:
+            operations = ("plus", "minus", "more", "above", "left of")
+            kind = "relation" if question.kind == "relation" else "arithmetic"
+            wrong = replace(question, kind=kind, operation=rng.choice(operations))
+            if (wrong.operation in RELATIONS) != (kind == "relation"):
+                continue
+        else:
+            index = rng.randrange(len(question.filters))
+            filters = list(question.filters)
+            filters[index] = _wrong_filter(rng, filters[index])
+            wrong = replace(question, filters=tuple(filters))
+        if summary_text(wrong) != right:
+            return summary_text(wrong)
+
+
+def _wrong_filter(rng: random.Random, one: Filter) -> Filter:
+    named = [name for name in ATTRIBUTES if getattr(one, name) is not None]
+    name = rng.choice(named)
+    return replace(one, **{name: other(rng, ATTRIBUTES[name], getattr(one, name))})
+
+
+def wrong_caption(rng: random.Random, scene: Scene) -> str:
+    return caption_text(wrong_scene(rng, scene))
+
+
+def wrong_reasoning(rng: random.Random, question: Question, scene: Scene) -> str:
+    """A misread object, a wrong yes or no, a miscount, a wrong last step, or a wrong "So"."""
+    right = reasoning_text(question, scene)
+    while True:
+        draw = rng.random()
+        if draw < 0.35:
+            wrong = _reasoning_of_wrong_scene(rng, question, scene)
+        elif draw < 0.85 and question.kind != "place":
+            is_last = question.kind in ("compare", "arithmetic") and rng.random() < 0.2
+            step = -1 if is_last else rng.randrange(len(scene))
+            change = rng.choice((-1, 1)) if is_last or rng.random() < 0.4 else 0
+            if question.kind == "exist":
+                change = 0
+            slip = Slip(step, rng.randrange(max(1, len(question.filters))), change)
+            wrong = reasoning_text(question, scene, slip)
+        else:
+            head, answer = right.rsplit(" So ", 1)
+            wrong = f"{head} So {wrong_conclusion(rng, answer[:-1])}."
+        if wrong != right:
+            return wrong
+
+
+def _reasoning_of_wrong_scene(rng: random.Random, question: Question, scene: Scene) -> str:
+    if question.kind == "relation":
+        index = rng.randrange(2)
+        named = question.filters[index]
+        moved = tuple(
+            replace(thing, cell=rng.randrange(9)) if named.matches(thing) else thing
+            for thing in scene
+        )
+        return reasoning_text(question, moved)
+    if question.kind == "place":
+        here = [thing for thing in scene if thing.cell == question.cell]
+        if here and rng.random() < 0.85:
+            return reasoning_text(question, (wrong_thing(rng, here[0]),))
+        return reasoning_text(
+            question, () if here else (replace(rng.choice(scene), cell=question.cell),)
+        )
+    return reasoning_text(question, wrong_scene(rng, scene))
+
+
+def wrong_conclusion(rng: random.Random, answer: str) -> str:
+    """Another answer of the same sort."""
+    if answer.isdigit():
+        near = [n for n in range(max(0, int(answer) - 2), int(answer) + 3) if n != int(answer)]
+        return str(rng.choice(near))
+    if answer in ("yes", "no"):
+        return "no" if answer == "yes" else "yes"
+    values = {name: rng.choice(choices) for name, choices in ATTRIBUTES.items()}
+    if answer == "nothing":
+        return Thing(cell=0, **values).words
+    if rng.random() < 0.15:
+        return "nothing"
+    size, color, shape = answer.split()
+    return wrong_thing(rng, Thing(0, size, color, shape)).words
+
+
+def wrong_answer(
+    rng: random.Random, question: Question, scene: Scene, right: StagedAnswer
+) -> StagedAnswer:
+    """A whole answer with one mistake; the stages after it follow from it."""
+    stage = rng.choice(("summary", "caption", "reasoning", "reasoning", "conclusion"))
+    if stage == "summary":
+        return replace(right, summary=wrong_summary(rng, question))
+    if stage == "conclusion":
+        return replace(right, conclusion=wrong_conclusion(rng, right.conclusion))
+    if stage == "caption":
+        return replace(right, caption=wrong_caption(rng, scene))
+    reasoning = wrong_reasoning(rng, question, scene)
+    conclusion = reasoning.rsplit(" So ", 1)[1][:-1]
+    return replace(right, reasoning=reasoning, conclusion=conclusion)

@@ -1,0 +1,202 @@
+"""Training examples made in memory, one data set a task, every example a function of its index.
+
+The same questions, annotations and pairs as on disk (dataset.py), but drawn and tokenised when asked.
+An index also fixes the number of objects and the kind of question, so that lengths are known without
+building anything and batches can be sorted by length.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from stagebeam.training.easy_vqa import annotated_rows, read_questions
+from stagebeam.training.examples import Example
+from stagebeam.training.shapes.annotate import (
+    StagedAnswer,
+    annotate,
+    caption_text,
+    nine_places_text,
+)
+from stagebeam.training.shapes.encoding import ChatEncoder, image_inputs
+from stagebeam.training.shapes.judge_pairs import JudgePair, make_gate, make_pair
+from stagebeam.training.shapes.marks import mark_pair
+from stagebeam.training.shapes.mistakes import wrong_thing
+from stagebeam.training.shapes.questions import KINDS, Question, sample_question
+from stagebeam.training.shapes.scene import (
+    IMAGE_PIXELS,
+    PLACES,
+    Scene,
+    draw_scene,
+    sample_scene,
+)
+
+PLACES_PROMPT = "Name every place."
+CAPTION_PROMPT = "Describe the image."
+NUM_SIZES = 4  # scenes hold 2 to 5 objects
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One scene with a question, its right answer, and the generator that goes on from there."""
+
+    scene: Scene
+    question: Question
+    answer: StagedAnswer
+    rng: random.Random
+
+
+class ShapesStream:
+    """An endless-enough data set of one task, by seed and split."""
+
+    def __init__(
+        self,
+        task: str,
+        encoder: ChatEncoder,
+        *,
+        seed: int,
+        split: str = "train",
+        size: int = 1_000_000,
+    ) -> None:
+        self.task = task
+        self.encoder = encoder
+        self._build = TASKS[task]
+        self._key = f"{seed}/{task}/{split}"
+        self._split = split
+        self._size = size
+        self._lengths: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return self._size
+
+    def length(self, index: int) -> int:
+        """The length of another example with as many objects and the same kind of question."""
+        group = index % (NUM_SIZES * len(KINDS))
+        if group not in self._lengths:
+            self._lengths[group] = len(self[group].input_ids)
+        return self._lengths[group]
+
+    def draw(self, index: int) -> Drawn:
+        """The scene and question behind example `index`."""
+        rng = random.Random(f"{self._key}/{index}")
+        scene = sample_scene(rng, self._split, 2 + index % NUM_SIZES)
+        question = sample_question(rng, scene, KINDS[index // NUM_SIZES % len(KINDS)])
+        return Drawn(scene, question, annotate(question, scene), rng)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._build(self.encoder, self.draw(index))
+
+
+def _picture(one: Drawn) -> Image.Image:
+    return draw_scene(one.scene, one.rng)
+
+
+def _places(encoder: ChatEncoder, one: Drawn) -> Example:
+    return encoder.example(PLACES_PROMPT, nine_places_text(one.scene), image_inputs(_picture(one)))
+
+
+def _caption(encoder: ChatEncoder, one: Drawn) -> Example:
+    return encoder.example(CAPTION_PROMPT, caption_text(one.scene), image_inputs(_picture(one)))
+
+
+def _answer(encoder: ChatEncoder, one: Drawn) -> Example:
+    return encoder.example(one.question.text, one.answer.text(), image_inputs(_picture(one)))
+
+
+def _text(encoder: ChatEncoder, one: Drawn) -> Example:
+    """Reasoning from a given caption without an image: the text layers learn it on their own."""
+    whole = one.answer.text()
+    start = whole.index("<REASONING>")
+    return encoder.example(one.question.text, whole[start:], given=whole[:start])
+
+
+def _gate(encoder: ChatEncoder, one: Drawn) -> Example:
+    gate = make_gate(one.rng, one.question, one.scene, one.answer)
+    return encoder.example(gate.user_text(), gate.reply_text())
+
+
+def pair_example(encoder: ChatEncoder, pair: JudgePair, picture: Image.Image | None) -> Example:
+    """A judge example: the verdict bears loss, and so do marks on the candidates' words."""
+    user = pair.user_text()
+    return encoder.example(
+        user,
+        pair.reply_text(),
+        image_inputs(picture) if picture is not None else None,
+        marks=mark_pair(encoder, pair, user),
+    )
+
+
+def _pair(target: str) -> Callable[[ChatEncoder, Drawn], Example]:
+    def build(encoder: ChatEncoder, one: Drawn) -> Example:
+        pair = make_pair(one.rng, one.question, one.scene, one.answer, target)
+        return pair_example(encoder, pair, _picture(one))
+
+    return build
+
+
+def _short_pair(encoder: ChatEncoder, one: Drawn) -> Example:
+    """One place, a right and a wrong word for it: the judge's first lesson."""
+    thing = one.rng.choice(one.scene)
+    right = f"{thing.place} {thing.words}."
+    wrong = f"{thing.place} {wrong_thing(one.rng, thing).words}."
+    question = f"What is at the {PLACES[thing.cell]}?"
+    pair = JudgePair("caption", question, (), right, wrong, one.rng.random() < 0.5)
+    return pair_example(encoder, pair, _picture(one))
+
+
+TASKS: dict[str, Callable[[ChatEncoder, Drawn], Example]] = {
+    "places": _places,
+    "caption": _caption,
+    "answer": _answer,
+    "text": _text,
+    "gate": _gate,
+    "judge-short": _short_pair,
+    **{
+        f"judge-{target}": _pair(target)
+        for target in ("summary", "caption", "reasoning", "conclusion", "answer", "sentence")
+    },
+}
+
+
+class EasyStream:
+    """The annotated easy-VQA training rows, with small shifts and mirror images."""
+
+    def __init__(self, encoder: ChatEncoder, *, seed: int, augment: bool = True) -> None:
+        self._encoder = encoder
+        self._rows = list(annotated_rows(read_questions("train")))
+        self._images: dict[int, Image.Image] = {}
+        self._seed = seed
+        self._augment = augment
+        self._visits = 8 if augment else 1  # each row occurs under so many augmentations
+
+    def __len__(self) -> int:
+        return len(self._rows) * self._visits
+
+    def length(self, index: int) -> int:
+        return 60
+
+    def __getitem__(self, index: int) -> Example:
+        question, answer = self._rows[index % len(self._rows)]
+        if question.image not in self._images:
+            with Image.open(question.path) as image:
+                self._images[question.image] = image.convert("RGB")
+        image = self._images[question.image]
+        if self._augment:
+            image = shifted(image, random.Random(f"{self._seed}/easy/{index}"))
+        image = image.resize((IMAGE_PIXELS, IMAGE_PIXELS), Image.Resampling.BILINEAR)
+        return self._encoder.example(question.text, answer.text(), image_inputs(image))
+
+
+def shifted(image: Image.Image, rng: random.Random) -> Image.Image:
+    """The image mirrored half the time and moved by up to 6 pixels, edges repeated."""
+    pixels = np.asarray(image)
+    if rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    reach = 6
+    pixels = np.pad(pixels, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
+    top, left = rng.randint(0, 2 * reach), rng.randint(0, 2 * reach)
+    return Image.fromarray(pixels[top : top + image.height, left : left + image.width])
