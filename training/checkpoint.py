@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stagebeam.engine.errors import CheckpointError
+from stagebeam.engine.errors import CheckpointError, InvalidInputError
 from stagebeam.training.world import World
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,23 @@ def save_checkpoint(
         for old in checkpoint_folders(root)[keep_last:]:
             _remove(old)
     return folder
+
+
+def choose_checkpoint(root: Path, resume: str) -> Checkpoint | None:
+    """What to go on from; None starts anew.
+
+    resume: "auto" takes the newest whole checkpoint under `root`, if there is any; "never" refuses a
+            `root` that holds checkpoints; anything else is a checkpoint folder's path
+    """
+    if resume == "auto":
+        return latest_checkpoint(root)
+    if resume != "never":
+        return open_checkpoint(Path(resume))
+    if checkpoint_folders(root):
+        raise InvalidInputError(
+            f"{root} holds checkpoints; resume from them or name another output folder"
+        )
+    return None
 
 
 def latest_checkpoint(root: Path) -> Checkpoint | None:

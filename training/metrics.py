@@ -53,7 +53,9 @@ class Metrics:
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
-                    self._board.add_scalar(name.replace("_", "/", 1), value, step)
+                    group, _, rest = name.partition("_")
+                    tag = f"{group}/{rest}" if group in ("loss", "eval") and rest else name
+                    self._board.add_scalar(tag, value, step)
 
     def show(self, step: int, values: Mapping[str, str]) -> None:
         """Move the progress bar to `step`."""

@@ -9,27 +9,20 @@ from __future__ import annotations
 import logging
 import math
 import os
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from stagebeam.engine.errors import InvalidInputError
-from stagebeam.training.checkpoint import (
-    checkpoint_folders,
-    latest_checkpoint,
-    open_checkpoint,
-    save_checkpoint,
-)
+from stagebeam.engine.errors import CheckpointError, InvalidInputError
+from stagebeam.training.checkpoint import Checkpoint, choose_checkpoint, save_checkpoint
 from stagebeam.training.config import Phase, TrainConfig
 from stagebeam.training.export import export_model
 from stagebeam.training.fsdp import build_objective
 from stagebeam.training.loader import StepBatches, iterate_steps
+from stagebeam.training.meter import Meter, clip_gradients, memory_gib
 from stagebeam.training.metrics import Metrics
 from stagebeam.training.progress import Progress, StopRequest
 from stagebeam.training.sampler import MixtureSampler, phase_steps
@@ -116,7 +109,7 @@ class _Run:
             finally:
                 if metrics is not None:
                     metrics.close()
-        if is_stopped:
+        if progress.phase < len(trainer.phases):
             logger.warning("stopped at step %d; run again to go on", progress.step)
         else:
             self._export(trainer.output / "final")
@@ -130,7 +123,7 @@ class _Run:
         )
         sampler.counts = list(progress.counts) or sampler.counts
         num_steps, steps_per_epoch = phase_steps(phase, world.size)
-        meter = _Meter(phase, world)
+        meter = Meter([source.name for source in phase.sources], world)
         steps = iterate_steps(
             phase,
             sampler,
@@ -150,13 +143,17 @@ class _Run:
             progress.phase_step += 1
             progress.counts = loaded.counts
             is_last = is_stopped or progress.phase_step == num_steps
-            if progress.step % config.log_interval == 0 or is_last:
-                self._log(meter, metrics, phase.learning_rate * factor)
-            is_save_step = config.save_interval and progress.step % config.save_interval == 0
-            if is_save_step and not is_last:
+            saves = self._is_due(config.save_interval)
+            # Logged before saving: a loss that is not finite ends the run unsaved.
+            if self._is_due(config.log_interval) or is_last or saves:
+                epoch = progress.phase_step / steps_per_epoch
+                self._log(meter, metrics, phase.learning_rate * factor, epoch)
+            paused = time.perf_counter()
+            if saves and not is_last:
                 self._save()
-            if config.eval_interval and progress.step % config.eval_interval == 0:
+            if self._is_due(config.eval_interval):
                 self._evaluate(metrics)
+            meter.skip_time(time.perf_counter() - paused)
             if is_stopped:
                 break
         if progress.phase_step >= num_steps:
@@ -166,7 +163,10 @@ class _Run:
             self._save()
         return is_stopped
 
-    def _step(self, loaded: StepBatches, meter: _Meter) -> bool:
+    def _is_due(self, interval: int) -> bool:
+        return interval > 0 and self.progress.step % interval == 0
+
+    def _step(self, loaded: StepBatches, meter: Meter) -> bool:
         """One optimiser step; True if any rank wants to stop."""
         world = self.world
         counts = [
@@ -182,18 +182,20 @@ class _Run:
         for batch, source, has_images in zip(loaded.batches, loaded.sources, with_images):
             loss = self.objective(batch.to(world.device), bool(has_images))
             (loss * scale).backward()
-            meter.add(source, loss.detach(), len(batch.label_targets))
+            meter.add_loss(source, loss.detach(), len(batch.label_targets))
         self.progress.num_tokens += num_tokens
-        meter.num_tokens += num_tokens
+        meter.add_tokens(num_tokens)
         max_norm = self.config.max_grad_norm
         wants_norm = (self.progress.step + 1) % self.config.log_interval == 0
         if max_norm is not None or wants_norm:
-            meter.grad_norm = _clip_gradients(self.objective, world, max_norm)
+            meter.grad_norm = clip_gradients(self.objective, world, max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return bool(wants_stop)
 
-    def _log(self, meter: _Meter, metrics: Metrics | None, learning_rate: float) -> None:
+    def _log(
+        self, meter: Meter, metrics: Metrics | None, learning_rate: float, epoch: float
+    ) -> None:
         progress = self.progress
         values = meter.take()
         progress.seconds += values["seconds"]
@@ -206,8 +208,9 @@ class _Run:
             return
         values |= {
             "learning_rate": learning_rate,
-            "memory_gib": _memory_gib(self.world.device),
+            "memory_gib": memory_gib(self.world.device),
             "num_tokens": progress.num_tokens,
+            "epoch": epoch,
             "phase": self.trainer.phases[progress.phase].name,
         }
         metrics.write(progress.step, values)
@@ -249,17 +252,7 @@ class _Run:
         self.saved_step = progress.step
 
     def _restore(self, resume: str) -> Progress:
-        has_any = bool(checkpoint_folders(self.checkpoints))
-        if resume == "never":
-            if has_any:
-                raise InvalidInputError(
-                    f"{self.checkpoints} holds checkpoints; resume from them or name another output"
-                )
-            return Progress()
-        if resume == "auto":
-            checkpoint = latest_checkpoint(self.checkpoints)
-        else:
-            checkpoint = open_checkpoint(Path(resume))
+        checkpoint = self._find_checkpoint(resume)
         if checkpoint is None:
             return Progress()
         progress = Progress.from_state(checkpoint.state, self.trainer.phases, self.world.size)
@@ -267,43 +260,18 @@ class _Run:
         logger.info("resumed from %s", checkpoint.folder)
         return progress
 
-
-class _Meter:
-    """Losses and tokens since the last line of metrics."""
-
-    def __init__(self, phase: Phase, world: World) -> None:
-        self._names = [source.name for source in phase.sources]
-        self._world = world
-        self.grad_norm: Tensor | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        # [num_sources, 2]: summed loss, labelled tokens
-        self._sums = torch.zeros(
-            len(self._names), 2, dtype=torch.float64, device=self._world.device
-        )
-        self.num_tokens = 0
-        self._start = time.perf_counter()
-
-    def add(self, source: int, loss: Tensor, num_labels: int) -> None:
-        self._sums[source, 0] += loss
-        self._sums[source, 1] += num_labels
-
-    def take(self) -> dict[str, Any]:
-        """The numbers over all ranks, then start afresh; every rank must call it."""
-        sums = self._world.sum(self._sums).tolist()
-        seconds = time.perf_counter() - self._start
-        total, num_labels = (sum(column) for column in zip(*sums))
-        values: dict[str, Any] = {"loss": total / max(num_labels, 1)}
-        if len(self._names) > 1:
-            for name, (loss, labels) in zip(self._names, sums):
-                if labels:
-                    values[f"loss_{name}"] = loss / labels
-        if self.grad_norm is not None:
-            values["grad_norm"] = self.grad_norm.item()
-        values |= {"tokens_per_second": self.num_tokens / seconds, "seconds": seconds}
-        self._reset()
-        return values
+    def _find_checkpoint(self, resume: str) -> Checkpoint | None:
+        """Rank 0 chooses and verifies, so that all ranks go on from the same one."""
+        found: Checkpoint | CheckpointError | InvalidInputError | None = None
+        if self.world.is_first:
+            try:
+                found = choose_checkpoint(self.checkpoints, resume)
+            except (CheckpointError, InvalidInputError) as error:
+                found = error
+        found = self.world.from_first(found)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
 
 def _build_optimizer(objective: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
@@ -313,20 +281,3 @@ def _build_optimizer(objective: torch.nn.Module, config: TrainConfig) -> torch.o
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
-
-
-def _clip_gradients(objective: torch.nn.Module, world: World, max_norm: float | None) -> Tensor:
-    """The gradient's norm over all parameters and ranks; scales gradients down to `max_norm`."""
-    found = [p.grad for p in objective.parameters() if p.grad is not None]
-    local = [g.to_local() if isinstance(g, DTensor) else g for g in found]
-    squares = torch.stack(torch._foreach_norm(local)).square().sum()
-    norm = world.sum(squares).sqrt()
-    if max_norm is not None:
-        torch._foreach_mul_(local, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
-    return norm
-
-
-def _memory_gib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

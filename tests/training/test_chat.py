@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoTokenizer
 
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.training.chat import ChatEncoder

@@ -34,7 +34,9 @@ def row(index=0, image="images/0.png", conversations=(HUMAN, GPT)):
 
 
 def open_data(folder, model_dir, **options):
-    return open_conversations(folder, model_dir, AutoConfig.from_pretrained(model_dir), **options)[0]
+    return open_conversations(folder, model_dir, AutoConfig.from_pretrained(model_dir), **options)[
+        0
+    ]
 
 
 def test_batch_equals_hf_processor_and_loss(tmp_path, mllama_dir):
@@ -57,7 +59,9 @@ def test_batch_equals_hf_processor_and_loss(tmp_path, mllama_dir):
     assert torch.equal(batch.input_ids, inputs["input_ids"])
     assert torch.equal(batch.images.pixel_values, inputs["pixel_values"])
     assert torch.equal(batch.images.aspect_ratio_ids, inputs["aspect_ratio_ids"])
-    assert batch.images.num_tiles.tolist() == inputs["aspect_ratio_mask"].sum(-1).squeeze(1).tolist()
+    assert (
+        batch.images.num_tiles.tolist() == inputs["aspect_ratio_mask"].sum(-1).squeeze(1).tolist()
+    )
     labels = torch.full_like(batch.input_ids, -100)
     for index, example in enumerate(examples):
         ids = example.input_ids

@@ -8,36 +8,73 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 KINDS = "1t21t2t112tt" * 3
+NUM_STEPS = 50
+MIXED = {"kinds": KINDS, "steps": NUM_STEPS, "config": {"save_interval": 0, "max_grad_norm": 2.0}}
+ALTERNATING = {"kinds": "1t", "steps": 12, "config": {"save_interval": 0}}
 
 
 @pytest.fixture(scope="module")
 def runs(mllama_dir, tmp_path_factory):
-    """50 steps over images and text: plain, sharded on one rank, on two, and on two in halves."""
+    """Runs over images and text: plain in this process, sharded under torchrun on two ranks."""
     root = tmp_path_factory.mktemp("ranks")
-    common = {"kinds": KINDS, "steps": 50, "config": {"save_interval": 0, "max_grad_norm": 2.0}}
-    options = {
-        "one": {"num_ranks": 1, "batch_size": 8},
-        "two": {"num_ranks": 2, "batch_size": 4},
-        "checkpointed": {
-            "num_ranks": 2,
-            "batch_size": 4,
-            "config": {**common["config"], "activation_checkpointing": True, "num_workers": 2},
-        },
-    }
-    started = [tiny_run.start(mllama_dir, root / n, **{**common, **o}) for n, o in options.items()]
-    tiny_run.train(mllama_dir, root / "plain", batch_size=8, **common)
-    for process in started:
-        tiny_run.finish(process)
+    saving = {**MIXED["config"], "save_interval": 17, "keep_last": 9}
+    checkpointing = {**MIXED["config"], "activation_checkpointing": True, "num_workers": 2}
+    saved = root / "two" / "checkpoints" / "step-00000017"
+    two_ranks = [
+        {**MIXED, "output": root / "two", "batch_size": 4, "config": saving},
+        {**MIXED, "output": root / "resumed", "batch_size": 4, "start_from": saved},
+        {**MIXED, "output": root / "checkpointed", "batch_size": 4, "config": checkpointing},
+        {**MIXED, "output": root / "halves", "batch_size": 2, "accumulation": 2},
+        {**ALTERNATING, "output": root / "text-rank", "batch_size": 1},
+    ]
+    process = tiny_run.start(mllama_dir, two_ranks, num_ranks=2)
+    tiny_run.train(mllama_dir, root / "plain", batch_size=8, **MIXED)
+    tiny_run.train(mllama_dir, root / "plain-halves", batch_size=4, accumulation=2, **MIXED)
+    tiny_run.train(mllama_dir, root / "plain-text-rank", batch_size=2, **ALTERNATING)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": 29533}.items():
+            patch.setenv(name, str(value))
+        patch.setenv("MASTER_ADDR", "localhost")
+        tiny_run.train(mllama_dir, root / "one", batch_size=8, **MIXED)
+    tiny_run.finish(process)
     return root
 
 
-@pytest.mark.parametrize("name", ["one", "two", "checkpointed"])
-def test_losses_do_not_depend_on_the_ranks(runs, name):
-    plain = torch.tensor(tiny_run.read_losses(runs / "plain"), dtype=torch.float64)
-    found = torch.tensor(tiny_run.read_losses(runs / name), dtype=torch.float64)
-    assert len(plain) == 50
-    torch.testing.assert_close(found, plain, rtol=1e-4, atol=0)
-    assert plain[-5:].mean() < plain[:5].mean()
+def losses(folder) -> torch.Tensor:
+    return torch.tensor(tiny_run.read_losses(folder), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("one", "plain"),
+        ("two", "plain"),
+        ("checkpointed", "plain"),
+        ("halves", "plain-halves"),
+    ],
+)
+def test_losses_do_not_depend_on_the_ranks(runs, name, reference):
+    wanted = losses(runs / reference)
+    assert len(wanted) == NUM_STEPS
+    assert wanted[-5:].mean() < wanted[:5].mean()
+    torch.testing.assert_close(losses(runs / name), wanted, rtol=1e-4, atol=0)
+
+
+def test_a_rank_with_text_only_rows_waits_for_nobody(runs):
+    # Two examples, one with an image: in every step of phase one a rank has only text.
+    wanted = losses(runs / "plain-text-rank")
+    torch.testing.assert_close(losses(runs / "text-rank"), wanted, rtol=1e-4, atol=0)
+
+
+def test_two_ranks_resume_bit_for_bit(runs):
+    assert tiny_run.read_losses(runs / "resumed") == tiny_run.read_losses(runs / "two")[17:]
+
+
+def test_a_checkpoint_of_two_ranks_resumes_on_one(runs, mllama_dir, tmp_path):
+    saved = runs / "two" / "checkpoints" / "step-00000017"
+    tiny_run.train(mllama_dir, tmp_path, batch_size=8, start_from=saved, **MIXED)
+    wanted = losses(runs / "plain")[17:]
+    torch.testing.assert_close(losses(tmp_path), wanted, rtol=1e-4, atol=0)
 
 
 def test_exports_hold_the_same_weights(runs):
@@ -46,15 +83,3 @@ def test_exports_hold_the_same_weights(runs):
     two = load(runs / "two" / "final").state_dict()
     for name, value in plain.items():
         torch.testing.assert_close(two[name], value, rtol=1e-2, atol=2e-4, msg=name)
-
-
-def test_a_rank_with_text_only_rows_waits_for_nobody(mllama_dir, tmp_path):
-    # Rows alternate so that, unshuffled or not, some micro-batches give one rank only text.
-    common = {"kinds": "1t", "steps": 12, "config": {"save_interval": 0}}
-    two = tiny_run.start(mllama_dir, tmp_path / "two", num_ranks=2, batch_size=1, **common)
-    tiny_run.train(mllama_dir, tmp_path / "plain", batch_size=2, **common)
-    tiny_run.finish(two)
-    plain, found = (
-        torch.tensor(tiny_run.read_losses(tmp_path / name)) for name in ("plain", "two")
-    )
-    torch.testing.assert_close(found, plain, rtol=1e-4, atol=0)

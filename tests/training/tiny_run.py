@@ -1,11 +1,14 @@
-"""A small training run as a program of its own: started alone, killed, or under torchrun.
+"""Small training runs as a program of their own: started alone, killed, or under torchrun.
 
-Usage: tiny_run.py MODEL OUTPUT JSON, the last being the options of `phases` and TrainConfig.
+Usage: tiny_run.py MODEL JSON, a list of runs: options of `train`, done one after the other (starting
+a program costs far more than the steps).
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,15 +42,13 @@ def make_examples(kinds: str, *, seed: int = 0) -> MemoryDataset:
     return MemoryDataset(examples)
 
 
-def make_phases(
-    kinds: str, *, steps: int, batch_size: int, accumulation: int = 1, **options
-) -> list[Phase]:
+def make_phases(kinds: str, steps: int, batch_size: int, accumulation: int = 1) -> list[Phase]:
     """Two phases: one source of `kinds`, then a mixture with a text-only source."""
     first = Source(name="main", dataset=make_examples(kinds))
     text = Source(name="text", dataset=make_examples("t" * 10, seed=1), weight=0.5)
     shared = {"batch_size": batch_size, "accumulation": accumulation, "learning_rate": 2e-3}
     return [
-        Phase(name="one", sources=(first,), steps=steps // 2, **shared, **options),
+        Phase(name="one", sources=(first,), steps=steps // 2, **shared),
         Phase(
             name="two",
             sources=(first, text),
@@ -59,20 +60,30 @@ def make_phases(
     ]
 
 
-def train(model: Path, output: Path, *, config: dict, **options):
-    """Run in this process."""
-    return Trainer(
-        model, output, TrainConfig(show_progress=False, **config), make_phases(**options)
-    ).train()
+def train(
+    model: str | Path,
+    output: str | Path,
+    *,
+    config: dict,
+    start_from: str | Path | None = None,
+    eval_fn=None,
+    **phases,
+):
+    """One run in this process; `start_from` is a checkpoint to put into the output folder first."""
+    if start_from is not None and os.environ.get("RANK", "0") == "0":
+        target = Path(output) / "checkpoints" / Path(start_from).name
+        shutil.copytree(start_from, target, dirs_exist_ok=True)
+    config = TrainConfig(show_progress=False, **config)
+    return Trainer(model, output, config, make_phases(**phases), eval_fn=eval_fn).train()
 
 
-def start(model: Path, output: Path, *, num_ranks: int = 0, **options) -> subprocess.Popen:
+def start(model: Path, runs: list[dict], *, num_ranks: int = 0) -> subprocess.Popen:
     """Start this file as a program, under torchrun if `num_ranks` is given."""
     launch = [sys.executable]
     if num_ranks:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
     return subprocess.Popen(
-        [*launch, __file__, str(model), str(output), json.dumps(options)],
+        [*launch, __file__, str(model), json.dumps(runs, default=str)],
         stderr=subprocess.PIPE,
         text=True,
         env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""},
@@ -81,15 +92,17 @@ def start(model: Path, output: Path, *, num_ranks: int = 0, **options) -> subpro
 
 def finish(process: subprocess.Popen) -> None:
     """Wait for a program that `start` started; its errors become the assertion's message."""
-    _, errors = process.communicate(timeout=240)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-4000:]
 
 
 def read_losses(output: Path) -> list[float]:
+    """The loss of every step, exactly as written."""
     lines = (output / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["loss"] for line in lines]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train(Path(sys.argv[1]), Path(sys.argv[2]), **json.loads(sys.argv[3]))
+    for options in json.loads(sys.argv[2]):
+        train(sys.argv[1], **options)
