@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import LlamaConfig, MllamaConfig
 
@@ -115,7 +116,7 @@ def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
         )
     try:
         config = _CONFIGS[kind].from_dict(data)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     return ModelSpec.from_hf(config, read_json(folder / "generation_config.json") or {})
 
