@@ -177,9 +177,13 @@ def _load_image_processor(folder: Path, spec: ModelSpec) -> MllamaImageProcessor
     assert spec.vision is not None
     path = folder / "preprocessor_config.json"
     config = read_json(path)
+    if config is None:  # transformers 5 writes one file for the whole processor
+        path = folder / "processor_config.json"
+        config = (read_json(path) or {}).get("image_processor")
     if config is None:
         raise CheckpointError(
-            f"{folder} has no preprocessor_config.json, which a vision model needs"
+            f"{folder} has neither preprocessor_config.json nor processor_config.json with an "
+            "image_processor; a vision model needs one"
         )
     try:
         processor = MllamaImageProcessorPil(
