@@ -6,6 +6,7 @@ them is the identity.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,5 +83,9 @@ def open_world(timeout_minutes: float) -> Iterator[World]:
     try:
         yield World(rank, size, device, is_sharded)
     finally:
-        if opened:
+        if opened and size == 1:
             dist.destroy_process_group()
+        elif opened:
+            # Opened again on torchrun's store, a group may wait for ever for the keys of the one
+            # before (seen with gloo): one group serves all runs of a process.
+            atexit.register(dist.destroy_process_group)
