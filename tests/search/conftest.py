@@ -11,7 +11,7 @@ import random
 
 import pytest
 
-from stagebeam.engine.branch import ROOT, Branch
+from stagebeam.engine.branch import Branch
 from stagebeam.engine.search.requests import (
     Commit,
     Gate,
@@ -149,22 +149,3 @@ class ScriptedModel:
 def scripted():
     """The scripted model's class."""
     return ScriptedModel
-
-
-@pytest.fixture
-def make_branch():
-    """A candidate with an inner text, for tournaments on their own."""
-
-    def make(index: int, inner: str, finish_reason: str = "tag") -> Branch:
-        return Branch(
-            key=index + 1,
-            index=index,
-            text=inner,
-            inner=inner,
-            token_ids=tuple(inner.encode()),
-            cumulative_logprob=0.0,
-            finish_reason=finish_reason,
-        )
-
-    assert ROOT.key == 0
-    return make

@@ -37,22 +37,22 @@ def random_case(number: int):
         )
         for i, name in enumerate(names)
     ]
-    judge = dict(
-        mode=rng.choice(["logits", "generate"]),
-        tournament=rng.choice(["paper", "paper", "knockout", "round_robin"]),
-        gate=rng.choice([None, True, False]),
-    )
+    judge = {
+        "mode": rng.choice(["logits", "generate"]),
+        "tournament": rng.choice(["paper", "paper", "knockout", "round_robin"]),
+        "gate": rng.choice([None, True, False]),
+    }
     return SimpleNamespace(
         plan=StagePlan(stages=stages),
         beam_size=rng.randint(1, 7),
         judge=judge,
         seed=rng.getrandbits(64),
-        model=dict(
-            seed=number,
-            mode=judge["mode"],
-            num_words=rng.choice([2, 4, 8]),
-            broken=rng.choice([0.0, 0.0, 0.2, 0.6]),
-        ),
+        model={
+            "seed": number,
+            "mode": judge["mode"],
+            "num_words": rng.choice([2, 4, 8]),
+            "broken": rng.choice([0.0, 0.0, 0.2, 0.6]),
+        },
     )
 
 
@@ -97,9 +97,7 @@ def reference_search(case, model):
                     if not model.passes(request, text, lowest):
                         assert loser != other
                         return other, "gate"
-            request = SimpleNamespace(
-                stage=number, round=0, criterion=stage.criterion, hints=hints
-            )
+            request = SimpleNamespace(stage=number, round=0, criterion=stage.criterion, hints=hints)
             index = first_a * len(drawn) + first_b
             odds = model.log_odds(request, Pair(first=text_a, second=text_b, index=index))
             if odds == 0:
@@ -113,9 +111,7 @@ def reference_search(case, model):
             pool = list(range(width))
             uid = number << 48
             while len(pool) > 1:
-                words = philox4x32(
-                    case.seed, (len(matches), 0xFFFFFFFF, uid % 2**32, uid // 2**32)
-                )
+                words = philox4x32(case.seed, (len(matches), 0xFFFFFFFF, uid % 2**32, uid // 2**32))
                 a = pool.pop(math.floor(words[0] / 2**32 * len(pool)))
                 b = pool.pop(math.floor(words[1] / 2**32 * len(pool)))
                 pool.append(meet(a, b))
@@ -164,7 +160,10 @@ def test_stage_beam_equals_the_published_pseudo_code(scripted, part):
                 (
                     stage.name,
                     stage.winner,
-                    [(match.first, match.second, match.winner, match.kind) for match in stage.matches],
+                    [
+                        (match.first, match.second, match.winner, match.kind)
+                        for match in stage.matches
+                    ],
                 )
                 for stage in result.stages
             ]
