@@ -15,6 +15,7 @@ from torch import Tensor
 from stagebeam.kernels.sample_step.philox import token_uniforms, vocab_uniforms
 
 FIRST_WIDTH = 128  # candidates tried first for rows that only top_p filters
+CHUNK = 1 << 16  # logits at a time
 
 
 class Rows(NamedTuple):
@@ -64,11 +65,16 @@ def _greedy(logits: Tensor, rows: Rows) -> Tensor:
 
 
 def _unfiltered(logits: Tensor, rows: Rows) -> Tensor:
-    """Rows without top_k and top_p need no order."""
-    ids = torch.arange(logits.shape[1]).expand_as(logits)
-    weights = _weights(logits, logits.amax(1, keepdim=True), rows)
-    kept = weights >= rows.min_p.unsqueeze(1)
-    return _pick(logits, ids, kept, vocab_uniforms(*rows[:3], logits.shape[1]), rows)
+    """Rows without top_k and top_p need no order; a few rows at a time stay in a core's cache."""
+    tokens = []
+    for own in torch.arange(len(logits)).split(max(1, CHUNK // logits.shape[1])):
+        part, values = rows.take(own), logits[own]
+        scores = _scores(values, vocab_uniforms(*part[:3], logits.shape[1]), part)
+        if bool((part.min_p > 0).any()):
+            weights = _weights(values, values.amax(1, keepdim=True), part)
+            scores.masked_fill_(weights < part.min_p.unsqueeze(1), -torch.inf)
+        tokens.append(scores.argmax(1))
+    return torch.cat(tokens)
 
 
 def _filtered(logits: Tensor, rows: Rows) -> Tensor:
@@ -131,7 +137,10 @@ def _mass(logits: Tensor, rows: Rows) -> Tensor:
 
 def _pick(values: Tensor, ids: Tensor, kept: Tensor, uniforms: Tensor, rows: Rows) -> Tensor:
     """Gumbel-max over the kept candidates, ties to the lowest id: [R]."""
-    scores = values / rows.temperature.unsqueeze(1) - uniforms.log().neg_().log_()
-    scores.masked_fill_(~kept, -torch.inf)
+    scores = _scores(values, uniforms, rows).masked_fill_(~kept, -torch.inf)
     best = scores.amax(1, keepdim=True)
     return torch.where(scores == best, ids, torch.iinfo(ids.dtype).max).amin(1)
+
+
+def _scores(values: Tensor, uniforms: Tensor, rows: Rows) -> Tensor:
+    return values / rows.temperature.unsqueeze(1) - uniforms.log().neg_().log_()

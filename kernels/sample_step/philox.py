@@ -12,7 +12,6 @@ from torch import Tensor
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
-CHUNK = 1 << 14  # counters at a time: the working set stays in a core's cache
 
 
 def philox4x32(keys: Tensor, counters: Tensor) -> Tensor:
@@ -30,14 +29,9 @@ def philox4x32(keys: Tensor, counters: Tensor) -> Tensor:
 
 def vocab_uniforms(seeds: Tensor, uids: Tensor, steps: Tensor, vocab_size: int) -> Tensor:
     """The uniforms of all token ids, [R, vocab_size] float32; seeds, uids, steps are [R]."""
-    num_quads = -(-vocab_size // 4)
-    quads = torch.arange(num_quads, device=seeds.device)
-    out = torch.empty((len(seeds), num_quads, 4), dtype=torch.float32, device=seeds.device)
-    for rows in torch.arange(len(seeds)).split(max(1, CHUNK // num_quads)):
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
-        words = _words(seeds[part], uids[part], steps[part], quads.unsqueeze(0))
-        out[part] = _uniforms(words).permute(1, 2, 0)
-    return out.flatten(1)[:, :vocab_size]
+    quads = torch.arange(-(-vocab_size // 4), device=seeds.device)
+    words = _words(seeds, uids, steps, quads.unsqueeze(0))  # [4, R, Q]
+    return _uniforms(words).permute(1, 2, 0).flatten(1)[:, :vocab_size]
 
 
 def token_uniforms(seeds: Tensor, uids: Tensor, steps: Tensor, token_ids: Tensor) -> Tensor:

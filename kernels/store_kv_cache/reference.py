@@ -17,13 +17,15 @@ def store_kv_cache(
     )
     if not len(slot_mapping):
         return
-    # A skipped row repeats the row with the highest slot: the same bytes, so the order is free.
-    # If all are skipped that slot is -1, and slot 0 gets back what it holds.
     slots = slot_mapping.long()
-    last, donor = slots.max(0)
-    own = torch.arange(len(slot_mapping), device=key.device)
-    rows = torch.where(slots >= 0, own, donor)
-    slots = slots[rows].clamp_(min=0).long()
-    for new, cache in ((key, k_cache), (value, v_cache)):
-        flat = cache.view(-1, *cache.shape[2:])
-        flat.index_copy_(0, slots, torch.where(last >= 0, new[rows], flat[slots]))
+    flat_k, flat_v = k_cache.view(-1, *key.shape[1:]), v_cache.view(-1, *key.shape[1:])
+    if key.device.type != "cpu" or int(slots.min()) < 0:  # on a GPU, looking would be a wait
+        # A skipped row repeats the row with the highest slot: the same bytes, so the order is free.
+        # If all are skipped that slot is -1, and slot 0 gets back what it holds.
+        last, donor = slots.max(0)
+        rows = torch.where(slots >= 0, torch.arange(len(slots), device=key.device), donor)
+        slots = slots[rows].clamp_(min=0)
+        key = torch.where(last >= 0, key[rows], flat_k[slots])
+        value = torch.where(last >= 0, value[rows], flat_v[slots])
+    flat_k.index_copy_(0, slots, key)
+    flat_v.index_copy_(0, slots, value)
