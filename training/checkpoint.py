@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 _FOLDER = re.compile(r"step-\d{8}")
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
+_LEFTOVERS = (".partial", ".removed")
 _FORMAT = 1
 
 
@@ -179,8 +180,9 @@ def _attempt(action: Any) -> str | None:
 
 def _make_empty(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists():
-        shutil.rmtree(folder)
+    for path in folder.parent.iterdir():
+        if path.suffix in _LEFTOVERS:  # of a save or a removal that was killed
+            shutil.rmtree(path)
     folder.mkdir()
 
 

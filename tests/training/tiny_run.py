@@ -98,8 +98,8 @@ def finish(process: subprocess.Popen) -> None:
 
 def read_losses(output: Path) -> list[float]:
     """The loss of every step, exactly as written."""
-    lines = (output / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    lines = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
 
 
 if __name__ == "__main__":
