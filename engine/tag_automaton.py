@@ -94,10 +94,10 @@ def _fast_vocab(tokenizer: Any) -> dict[int, bytes | None]:
         token: to_bytes(piece)
         for piece, token in backend.get_vocab(with_added_tokens=False).items()
     }
-    for added in settings.get("added_tokens") or []:
-        pieces[added["id"]] = None if added["special"] else added["content"].encode()
     for token in getattr(tokenizer, "all_special_ids", ()):
         pieces[token] = None
+    for added in settings.get("added_tokens") or []:  # last: its flag is what decoding goes by
+        pieces[added["id"]] = None if added["special"] else added["content"].encode()
     return pieces
 
 

@@ -142,7 +142,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     def write(self, result: tuple[np.ndarray, np.ndarray], tokens: list[int]) -> None:
         slots, copies = result
-        assert slots.dtype == copies.dtype == np.int32 and copies.shape[1:] == (2,)
+        assert slots.dtype == copies.dtype == np.int32
+        assert copies.shape[1:] == (2,)
         assert not set(copies[:, 0].tolist()) & set(copies[:, 1].tolist())
         self.cells[copies[:, 1]] = self.cells[copies[:, 0]]
         self.cells.reshape(-1)[slots] = tokens
@@ -276,7 +277,8 @@ class PoolMachine(RuleBasedStateMachine):
         used = {block for table in tables.values() for block in table}
         self.cells[[block for block in range(twin.num_blocks) if block not in used]] = POISON
         for key, seq in twin.seqs.items():
-            assert pool.length(key) == len(seq.tokens) and len(tables[key]) == len(seq.blocks)
+            assert pool.length(key) == len(seq.tokens)
+            assert len(tables[key]) == len(seq.blocks)
             assert self.cells[tables[key]].reshape(-1)[: len(seq.tokens)].tolist() == seq.tokens
         some = self.ids[-3:]
         expected = twin.num_shared_blocks([twin.seqs[key] for key in some])
@@ -302,14 +304,17 @@ TestPoolMachine.settings = settings(max_examples=150, stateful_step_count=40, de
 def test_eight_branches_of_a_thousand_tokens(is_kept: bool, num_used: int):
     pool = BlockPool(128, 16)
     parent = pool.create()
-    assert parent is not None and pool.append(parent, 1000) is not None
+    assert parent is not None
+    pool.append(parent, 1000)
     kids = pool.fork(parent, 8, 1)
-    assert kids is not None and pool.num_used == 63
+    assert kids is not None
+    assert pool.num_used == 63
     if not is_kept:
         pool.release([parent])
     appended = pool.append_one(kids)
     assert appended is not None
-    assert pool.num_used == num_used and len(appended[1]) == num_used - 63
+    assert pool.num_used == num_used
+    assert len(appended[1]) == num_used - 63
     assert pool.stats()["num_logical"] == 504 + 63 * is_kept
     pool.release([*kids, *[parent] * is_kept])
     assert pool.num_available == 128
