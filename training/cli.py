@@ -2,6 +2,7 @@
 
 The defaults are the published recipe. Runs as one process, or as many as torchrun starts:
 `torchrun --nproc-per-node 8 -m stagebeam.cli train DATA --model MODEL --output RUN`.
+`stagebeam train shapes` trains the bundled checkpoint from nothing by its own recipe.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ import sys
 from pathlib import Path
 from typing import Any, get_args
 
-from stagebeam.engine.errors import CheckpointError, InvalidInputError
+from transformers.utils.logging import disable_progress_bar
+
+from stagebeam.engine.checkpoints import find_checkpoint
+from stagebeam.engine.errors import InvalidInputError
 from stagebeam.training.checkpoint import CheckpointWriteError
 from stagebeam.training.config import Phase, Precision, Schedule, ScheduleKind, Source, TrainConfig
 from stagebeam.training.data import open_conversations
-from stagebeam.training.fsdp import read_model_config
+from stagebeam.training.evaluation import GenerationCheck
+from stagebeam.training.progress import Progress
+from stagebeam.training.shapes.recipe import train_shapes
 from stagebeam.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-EXIT_USAGE = 2
+SHAPES = "shapes"
 EXIT_FAILED = 1
 EXIT_STOPPED = 130
 _CHOICES: dict[str, bool | None] = {"auto": None, "yes": True, "no": False}
@@ -45,9 +51,13 @@ def add_train_parser(subparsers: Any) -> argparse.ArgumentParser:
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `stagebeam train DATA_DIR`."""
     data = parser.add_argument_group("data and model")
-    data.add_argument("data", help="folder with train.jsonl and its images, or a .jsonl file")
-    data.add_argument("--model", required=True, help="HF folder to start from")
-    data.add_argument("--output", required=True, help="folder for checkpoints, metrics and exports")
+    data.add_argument(
+        "data",
+        help="folder with train.jsonl and its images, or a .jsonl file; `shapes` trains the bundled "
+        "checkpoint, whose recipe fixes the rest",
+    )
+    data.add_argument("--model", help="HF folder, or hub id, to start from")
+    data.add_argument("--output", help="folder for checkpoints, metrics and exports")
     data.add_argument("--max-length", type=int, help="cut longer conversations (the model's limit)")
     data.add_argument(
         "--add-bos",
@@ -86,28 +96,54 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     run_group.add_argument(
         "--resume", default="auto", help="auto, never, or the path of a checkpoint folder"
     )
+    run_group.add_argument(
+        "--eval-interval", type=int, default=0, help="steps between evaluations; 0 never evaluates"
+    )
+    run_group.add_argument(
+        "--eval-data", help="held-out set in the same layout, answered by the engine"
+    )
+    run_group.add_argument("--eval-questions", type=int, default=32)
     run_group.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve `stagebeam train`; returns the exit status."""
+    """Serve `stagebeam train`; returns the exit status. Faults of the user's are ValueErrors."""
     is_first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(
-        level=logging.INFO if is_first else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    logging.getLogger("stagebeam").setLevel(logging.INFO if is_first else logging.ERROR)
+    disable_progress_bar()  # of transformers, at every export
     try:
-        return _train(args, is_first)
-    except (InvalidInputError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        if args.data == SHAPES:
+            progress, final = _train_shapes(args)
+        else:
+            progress, final = _train(args)
     except (CheckpointWriteError, FloatingPointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"stagebeam train: {error}", file=sys.stderr)
         return EXIT_FAILED
+    if is_first:
+        result = {
+            "steps": progress.step,
+            "num_tokens": progress.num_tokens,
+            "seconds": progress.seconds,
+            "is_finished": progress.is_finished,
+            "model": str(final) if progress.is_finished else None,
+        }
+        print(json.dumps(result) if args.json else _summary(result))
+    return 0 if progress.is_finished else EXIT_STOPPED
 
 
-def _train(args: argparse.Namespace, is_first: bool) -> int:
+def _train_shapes(args: argparse.Namespace) -> tuple[Progress, Path]:
+    if args.model is not None:
+        raise InvalidInputError(f"`train {SHAPES}` starts from nothing: leave out --model")
+    output = Path(args.output or Path("runs") / SHAPES)
+    return train_shapes(output), output / "final"
+
+
+def _train(args: argparse.Namespace) -> tuple[Progress, Path]:
+    for name in ("model", "output"):
+        if getattr(args, name) is None:
+            raise InvalidInputError(f"`train {args.data}` needs --{name}")
+    if bool(args.eval_interval) != bool(args.eval_data):
+        raise InvalidInputError("evaluation needs both --eval-interval and --eval-data")
     config = TrainConfig(
         seed=args.seed,
         betas=tuple(args.betas),
@@ -118,16 +154,14 @@ def _train(args: argparse.Namespace, is_first: bool) -> int:
         activation_checkpointing=args.activation_checkpointing,
         save_interval=args.save_interval,
         keep_last=args.keep_last,
+        eval_interval=args.eval_interval,
         log_interval=args.log_interval,
         num_workers=args.num_workers,
     )
-    dataset, encoder = open_conversations(
-        args.data,
-        args.model,
-        read_model_config(args.model),
-        add_bos=_CHOICES[args.add_bos],
-        max_length=args.max_length,
-    )
+    opening = {"add_bos": _CHOICES[args.add_bos], "max_length": args.max_length}
+    model_dir = find_checkpoint(args.model)
+    dataset, encoder = open_conversations(args.data, model_dir, **opening)
+    logger.info("%d rows in %s", len(dataset), dataset.file)
     phase = Phase(
         name="sft",
         sources=(Source(name=dataset.root.name or "data", dataset=dataset),),
@@ -139,23 +173,19 @@ def _train(args: argparse.Namespace, is_first: bool) -> int:
         schedule=Schedule(kind=args.schedule, decay=args.decay, warmup_steps=args.warmup_steps),
         bucket_batches=args.bucket_batches,
     )
-    logger.info("%d rows in %s", len(dataset), dataset.file)
+    eval_fn = None
+    if args.eval_data:
+        held_out, _ = open_conversations(args.eval_data, model_dir, **opening)
+        eval_fn = GenerationCheck(held_out, num_questions=args.eval_questions)
     trainer = Trainer(
-        args.model, args.output, config, [phase], metadata={"add_bos": encoder.add_bos}
+        model_dir,
+        args.output,
+        config,
+        [phase],
+        eval_fn=eval_fn,
+        metadata={"add_bos": encoder.add_bos},
     )
-    progress = trainer.train(resume=args.resume)
-    is_finished = progress.phase == 1
-    if is_first:
-        final = Path(args.output) / "final"
-        result = {
-            "steps": progress.step,
-            "num_tokens": progress.num_tokens,
-            "seconds": progress.seconds,
-            "is_finished": is_finished,
-            "model": str(final) if is_finished else None,
-        }
-        print(json.dumps(result) if args.json else _summary(result))
-    return 0 if is_finished else EXIT_STOPPED
+    return trainer.train(resume=args.resume), Path(args.output) / "final"
 
 
 def _summary(result: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from transformers.models.mllama.image_processing_pil_mllama import MllamaImagePr
 from stagebeam.engine.errors import CheckpointError
 from stagebeam.training.chat import ChatEncoder
 from stagebeam.training.examples import Example, ImageInputs
+from stagebeam.training.fsdp import read_model_config
 from stagebeam.training.rows import DataError, Row, parse_row
 
 logger = logging.getLogger(__name__)
@@ -91,10 +91,14 @@ class ConversationDataset:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def __getitem__(self, index: int) -> Example:
+    def row(self, index: int) -> Row:
+        """The checked row, read anew."""
         with open(self.file, "rb") as file:
             file.seek(self._offsets[index])
-            row = self._parse(file.readline(), int(self._lines[index]))
+            return self._parse(file.readline(), int(self._lines[index]))
+
+    def __getitem__(self, index: int) -> Example:
+        row = self.row(index)
         image = None
         if row.image is not None and self._image_reader is not None:
             image = self._image_reader.read(row.image)
@@ -157,12 +161,12 @@ class ConversationDataset:
 def open_conversations(
     data_dir: str | os.PathLike[str],
     model_dir: str | os.PathLike[str],
-    model_config: Any,
     *,
     add_bos: bool | None = None,
     max_length: int | None = None,
 ) -> tuple[ConversationDataset, ChatEncoder]:
     """Open a data set for the model in `model_dir`, with that folder's tokenizer and processor."""
+    model_config = read_model_config(model_dir)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_dir)
     except (OSError, ValueError) as error:

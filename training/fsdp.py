@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 def read_model_config(model_dir: str | os.PathLike[str]) -> Any:
     """The config of an HF folder; refuses what is not Mllama or Llama."""
+    if not (Path(model_dir) / "config.json").is_file():
+        raise CheckpointError(f"{os.fspath(model_dir)} is no model folder: it has no config.json")
     try:
         config = AutoConfig.from_pretrained(model_dir)
     except (OSError, ValueError) as error:

@@ -23,6 +23,7 @@ class Progress:
     phase, phase_step: the current phase and the steps done in it
     counts:            global micro-batches given by each of its sources
     num_tokens:        tokens seen, padding excluded; seconds: spent in the loop, over all sessions
+    is_finished:       all phases are done
     """
 
     step: int = 0
@@ -31,6 +32,7 @@ class Progress:
     counts: list[int] = field(default_factory=list)
     num_tokens: int = 0
     seconds: float = 0.0
+    is_finished: bool = False
 
     def to_state(self, phases: tuple[Phase, ...], num_ranks: int) -> dict[str, Any]:
         """The JSON form, with what the phases looked like."""

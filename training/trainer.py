@@ -109,7 +109,7 @@ class _Run:
             finally:
                 if metrics is not None:
                     metrics.close()
-        if progress.phase < len(trainer.phases):
+        if not progress.is_finished:
             logger.warning("stopped at step %d; run again to go on", progress.step)
         else:
             self._export(trainer.output / "final")
@@ -160,6 +160,7 @@ class _Run:
             progress.phase += 1
             progress.phase_step = 0
             progress.counts = []
+            progress.is_finished = progress.phase == len(self.trainer.phases)
             self._save()
         return is_stopped
 

@@ -53,7 +53,7 @@ def test_killed_in_a_save_and_resumed_bit_for_bit(
     mllama_dir, tmp_path, undisturbed, monkeypatch, seed
 ):
     generator = random.Random(seed)
-    calls = {name: 0 for name in ("_fsync", "_sha256", "_write_json", "save_file", "_remove")}
+    calls = dict.fromkeys(("_fsync", "_sha256", "_write_json", "save_file", "_remove"), 0)
     victim = generator.choice(sorted(calls))
     fatal = generator.randrange(1, 6)
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, MllamaProcessor
+from transformers import AutoModelForImageTextToText, AutoTokenizer, MllamaProcessor
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from stagebeam.training.collate import collate
@@ -34,9 +34,7 @@ def row(index=0, image="images/0.png", conversations=(HUMAN, GPT)):
 
 
 def open_data(folder, model_dir, **options):
-    return open_conversations(folder, model_dir, AutoConfig.from_pretrained(model_dir), **options)[
-        0
-    ]
+    return open_conversations(folder, model_dir, **options)[0]
 
 
 def test_batch_equals_hf_processor_and_loss(tmp_path, mllama_dir):

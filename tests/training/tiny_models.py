@@ -16,6 +16,8 @@ from transformers import (
 )
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
+from stagebeam.engine.stages import LLAVA_COT_PLAN
+
 SPECIAL = (
     "<|begin_of_text|>",
     "<|start_header_id|>",
@@ -106,7 +108,7 @@ def save_mllama(
     model.save_pretrained(folder)
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     MllamaImageProcessorPil(size=size, max_image_tiles=max_num_tiles).save_pretrained(folder)
-    (folder / "stage_plan.json").write_text(json.dumps({"stages": []}))
+    (folder / "stage_plan.json").write_text(json.dumps(LLAVA_COT_PLAN.to_dict()))
     return folder
 
 
