@@ -32,7 +32,7 @@ _SMALL_IMAGE_PIXELS = 200  # narrower ones are enlarged with hard edges
 _ENDINGS = {
     "tag": "closed",
     "eos": "ended early",
-    "length": "ran out of tokens",
+    "length": "reached its length limit",
     "wrong_tag": "closed another stage's tag",
     "aborted": "aborted",
 }
@@ -93,8 +93,8 @@ def render_page(data: Mapping[str, Any], image_png: bytes | None = None) -> str:
         tree=tree_svg(stages, has_one_parent=data["strategy"] != "swires"),
         stages_note=(
             f"{counted(num_candidates, 'candidate')} in {counted(len(stages), 'step')}, "
-            f"{counted(num_matches, 'match', 'matches')}. The survivor of a step comes first; the "
-            "next step starts from it."
+            f"{counted(num_matches, 'match', 'matches')}. The survivor of a step comes first, and "
+            "the next step goes on from it."
         ),
         stages="".join(_stage(stage) for stage in stages),
         cost_note=cost_note(data["usage"]),
@@ -181,8 +181,8 @@ def _candidate(
         r"&lt;(/?\w+)&gt;", r'<span class="tagname">&lt;\1&gt;</span>', escape(candidate["inner"])
     )
     return (
-        f'<div class="{classes}"><div class="top">{"".join(chips)}'
-        f'<span class="facts num">{" · ".join(facts)}</span></div><div class="text">{text}</div></div>'
+        f'<div class="{classes}"><div class="top">{"".join(chips)}</div>'
+        f'<div class="text">{text}</div><p class="facts num">{" · ".join(facts)}</p></div>'
     )
 
 
@@ -197,7 +197,7 @@ def _match(match: Mapping[str, Any]) -> str:
     elif match["is_tie"]:
         notes.append(f"a tie: {label(winner)} is the lower one")
     else:
-        notes.append(f"{label(winner)} is better with {100 * share:.1f} %")
+        notes.append(f"{100 * share:.1f} % for {label(winner)}")
     chips = ""
     if match["is_disagreement"]:
         chips += '<span class="chip small warn">the two orders disagree</span>'

@@ -21,7 +21,7 @@ def timings_figure(timings: Mapping[str, Any]) -> str:
     for name, key, seconds in spans:
         color = f"background:var(--{_PHASE_COLORS.get(key, key)})"
         if seconds > 0:
-            bars += f'<i style="flex:{seconds:.6f} 0 0;{color}" title="{name}"></i>'
+            bars += f'<i style="flex:{1000 * seconds / max(total, 1e-9):.3f} 0 0;{color}" title="{name}"></i>'
         legend += f'<div><i style="{color}"></i>{name}<span>{seconds_text(seconds)}</span></div>'
     first = timings["time_to_first_token"]
     remark = "" if first is None else f"The first token came after {seconds_text(first)}."

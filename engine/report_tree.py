@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-_COLUMN = 168  # pixels between columns
+_COLUMN = 150  # pixels between columns, at least
+_WIDTH = 1000  # pixels shared by the columns of a short answer
 _MAX_HEIGHT = 330
 _TOP = 34  # room for the stages' names
 _LABELLED_RADIUS = 9  # smaller dots have no letter in them
@@ -33,11 +34,12 @@ def tree_svg(stages: Sequence[Mapping[str, Any]], *, has_one_parent: bool) -> st
     height = _TOP + max(gap * most, 46) + 6
     middle = _TOP + (height - _TOP - 6) / 2
     parent = (30.0, middle)
+    spread = max(_COLUMN, min(250, _WIDTH // max(len(stages), 1)))
     edges: list[str] = []
     win_edges: list[str] = []
     dots = [_dot(*parent, 15, "?", "root", "the question")]
     for column, stage in enumerate(stages):
-        x = 30.0 + (column + 1) * _COLUMN
+        x = 30.0 + (column + 1) * spread
         dots.append(f'<text class="name" x="{x:.0f}" y="16">{escape(_short(stage["name"]))}</text>')
         first = middle - gap * (len(stage["candidates"]) - 1) / 2
         for index, candidate in enumerate(stage["candidates"]):
@@ -59,7 +61,7 @@ def tree_svg(stages: Sequence[Mapping[str, Any]], *, has_one_parent: bool) -> st
             title = f"{stage['name']}, candidate {label(index)}: {candidate['inner'][:200]}"
             dots.append(_dot(x, y, radius, text, classes, title))
         parent = (x, first + gap * stage["winner"])
-    width = 30 + len(stages) * _COLUMN + 70
+    width = 30 + len(stages) * spread + 70
     return (
         f'<svg role="img" aria-label="The search tree" width="{width}" '
         f'viewBox="0 0 {width} {height:.0f}">{"".join(edges + win_edges + dots)}</svg>'
