@@ -111,7 +111,14 @@ class JudgePrompts:
         }
         for name, names in needed.items():
             text = getattr(self, name)
-            found = {field for _, field, _, _ in string.Formatter().parse(text) if field}
+            try:
+                parsed = list(string.Formatter().parse(text))
+            except ValueError as error:  # an unbalanced brace
+                raise InvalidInputError(
+                    f"judge prompt {name!r} is not a format string: {error}; write {{{{ and }}}} for "
+                    "literal braces"
+                ) from error
+            found = {field for _, field, _, _ in parsed if field is not None}
             if found != names:
                 raise InvalidInputError(
                     f"judge prompt {name!r} must use the fields {sorted(names)}, got {sorted(found)}"

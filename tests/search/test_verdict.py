@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -161,3 +162,16 @@ def test_matches_with_the_same_first_candidate_share_the_longest_head():
     texts = [pair_text(PROMPTS, "c", "q", (("caption", "x"),), "first", b) for b in ("y", "z")]
     shared = texts[0][: texts[0].index("Response 2: ") + len("Response 2: ")]
     assert texts[1].startswith(shared)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("choose {choice", "not a format string.*literal braces"),
+        ("choose {choice} or {}", "must use the fields"),
+        ("choose", "must use the fields"),
+    ],
+)
+def test_templates_that_cannot_be_filled_are_refused(text, message):
+    with pytest.raises(InvalidInputError, match=message):
+        replace(PROMPTS, verdict=text)
