@@ -10,7 +10,7 @@ from setuptools.command.build_ext import build_ext
 core = Pybind11Extension(
     "stagebeam.bindings._core",
     ["bindings/core_module.cpp", *sorted(glob("csrc/core/*.cpp"))],
-    depends=sorted(glob("csrc/core/*.h")),
+    depends=sorted([*glob("bindings/*.h"), *glob("csrc/core/*.h")]),
     cxx_std=20,
     extra_compile_args=["-O3", "-Wall", "-Wextra"],
 )

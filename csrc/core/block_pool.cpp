@@ -9,14 +9,14 @@ namespace {
 
 constexpr int64_t kIndexMask = 0xFFFFFFFF;
 
-void require(bool ok, const char* caller, const std::string& message) {
-  if (!ok) throw std::invalid_argument(std::string(caller) + ": " + message);
+[[noreturn]] void fail(const char* caller, const std::string& message) {
+  throw std::invalid_argument(std::string(caller) + ": " + message);
 }
 
 void require_at_least(int64_t value, int64_t least, const char* caller, const char* name) {
-  require(value >= least, caller,
-          std::string(name) + " must be at least " + std::to_string(least) + ", got " +
-              std::to_string(value));
+  if (value >= least) return;
+  fail(caller, std::string(name) + " must be at least " + std::to_string(least) + ", got " +
+                   std::to_string(value));
 }
 
 }  // namespace
@@ -25,23 +25,23 @@ BlockPool::BlockPool(int32_t num_blocks, int32_t block_size) : block_size_(block
   require_at_least(num_blocks, 1, "BlockPool", "num_blocks");
   require_at_least(block_size, 1, "BlockPool", "block_size");
   const int64_t slots = int64_t{num_blocks} * block_size;
-  require(slots <= std::numeric_limits<int32_t>::max(), "BlockPool",
-          "num_blocks * block_size must fit int32 slots, got " + std::to_string(slots));
+  if (slots > std::numeric_limits<int32_t>::max()) {
+    fail("BlockPool", "num_blocks * block_size must fit int32 slots, got " + std::to_string(slots));
+  }
   ref_counts_.assign(num_blocks, 0);
   leaving_.assign(num_blocks, 0);
   free_.resize(num_blocks);
   for (int32_t i = 0; i < num_blocks; ++i) free_[i] = num_blocks - 1 - i;
 }
 
-// ---- sequences
-
 const BlockPool::Sequence& BlockPool::get(SeqId seq, const char* caller) const {
   const int64_t index = seq & kIndexMask;
   const bool is_known = seq > 0 && index < static_cast<int64_t>(sequences_.size()) &&
                         sequences_[index].is_alive && sequences_[index].generation == seq >> 32;
-  require(is_known, caller,
-          "expected the id of a sequence that is alive, got " + std::to_string(seq) +
-              ", which is unknown or was released");
+  if (!is_known) {
+    fail(caller, "expected the id of a sequence that is alive, got " + std::to_string(seq) +
+                     ", which is unknown or was released");
+  }
   return sequences_[index];
 }
 
@@ -54,8 +54,9 @@ void BlockPool::require_distinct(const SeqId* seqs, int64_t count, const char* c
   for (int64_t i = 0; i < count; ++i) {
     get(seqs[i], caller);
     uint64_t& mark = marks_[seqs[i] & kIndexMask];
-    require(mark != mark_, caller,
-            "expected different sequences, got " + std::to_string(seqs[i]) + " twice");
+    if (mark == mark_) {
+      fail(caller, "expected different sequences, got " + std::to_string(seqs[i]) + " twice");
+    }
     mark = mark_;
   }
 }
@@ -142,13 +143,12 @@ void BlockPool::release(const std::vector<SeqId>& seqs) {
 void BlockPool::commit(SeqId winner, const std::vector<SeqId>& losers) {
   get(winner, "commit");
   require_distinct(losers.data(), static_cast<int64_t>(losers.size()), "commit");
-  require(std::find(losers.begin(), losers.end(), winner) == losers.end(), "commit",
-          "the winner " + std::to_string(winner) + " is among the losers");
+  if (std::find(losers.begin(), losers.end(), winner) != losers.end()) {
+    fail("commit", "the winner " + std::to_string(winner) + " is among the losers");
+  }
   for (SeqId seq : losers) drop(seq);
   unreserve(winner);
 }
-
-// ---- blocks
 
 // New blocks that `tokens` more need after `length`.
 int64_t BlockPool::blocks_for(int64_t length, int64_t tokens, bool must_copy_tail) const {
@@ -264,9 +264,10 @@ bool BlockPool::append_one(const SeqId* seqs, int64_t count, int32_t* slots,
 
 void BlockPool::truncate(SeqId seq, int64_t length) {
   Sequence& s = get(seq, "truncate");
-  require(
-      length >= 0 && length <= s.length, "truncate",
-      "expected a length in 0 .. " + std::to_string(s.length) + ", got " + std::to_string(length));
+  if (length < 0 || length > s.length) {
+    fail("truncate", "expected a length in 0 .. " + std::to_string(s.length) + ", got " +
+                         std::to_string(length));
+  }
   const auto held = static_cast<size_t>((length + block_size_ - 1) / block_size_);
   while (s.blocks.size() > held) {
     drop_block(s.blocks.back());
