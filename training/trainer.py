@@ -69,7 +69,8 @@ class Trainer:
         resume: "auto" goes on from the newest whole checkpoint in `output`, if there is any;
                 "never" refuses an output folder that holds checkpoints; else a checkpoint's path
         """
-        with open_world(self.config.timeout_minutes) as world:
+        is_half = self.config.precision == "bfloat16"
+        with open_world(self.config.timeout_minutes, needs_fsdp=is_half) as world:
             return _Run(self, world, resume).train()
 
 

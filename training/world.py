@@ -60,10 +60,11 @@ class World:
 
 
 @contextmanager
-def open_world(timeout_minutes: float) -> Iterator[World]:
+def open_world(timeout_minutes: float, *, needs_fsdp: bool = False) -> Iterator[World]:
     """Join the run that torchrun's environment describes; without one, be the only rank.
 
-    On a CPU a single process trains the plain model; everything else is sharded by FSDP.
+    On a CPU a single process trains the plain model unless `needs_fsdp` (mixed precision is FSDP's);
+    everything else is sharded by FSDP.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -73,7 +74,7 @@ def open_world(timeout_minutes: float) -> Iterator[World]:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-    is_sharded = launched or device.type == "cuda"
+    is_sharded = launched or needs_fsdp or device.type == "cuda"
     opened = is_sharded and not dist.is_initialized()
     if opened:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -228,3 +229,12 @@ def test_other_data_or_used_output_is_refused(two_checkpoints, mllama_dir, tmp_p
         Trainer(mllama_dir, output, config, phases).train()
     with pytest.raises(InvalidInputError, match="holds checkpoints"):
         Trainer(mllama_dir, output, config, phases).train(resume="never")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_unsaved(mllama_dir, tmp_path):
+    phases = [replace(p, learning_rate=1e20) for p in tiny_run.make_phases("1t21", 12, 2)]
+    config = TrainConfig(show_progress=False, save_interval=1, log_interval=5)
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        Trainer(mllama_dir, tmp_path, config, phases).train()
+    saved = latest_checkpoint(tmp_path / "checkpoints")
+    assert saved is None or saved.step < 12

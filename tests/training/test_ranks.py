@@ -7,6 +7,8 @@ import tiny_run
 import torch
 from transformers import AutoModelForImageTextToText
 
+from stagebeam.training import objective as objective_module
+
 KINDS = "1t21t2t112tt" * 3
 NUM_STEPS = 50
 MIXED = {"kinds": KINDS, "steps": NUM_STEPS, "config": {"save_interval": 0, "max_grad_norm": 2.0}}
@@ -34,10 +36,16 @@ def runs(mllama_dir, tmp_path_factory):
     tiny_run.train(mllama_dir, root / "plain-short", batch_size=8, **SHORT)
     tiny_run.train(mllama_dir, root / "plain-text-rank", batch_size=2, **ALTERNATING)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": 29533}.items():
+        for name, value in {
+            "RANK": 0,
+            "WORLD_SIZE": 1,
+            "MASTER_PORT": tiny_run.free_port(),
+        }.items():
             patch.setenv(name, str(value))
         patch.setenv("MASTER_ADDR", "localhost")
         tiny_run.train(mllama_dir, root / "one", batch_size=8, **MIXED)
+        patch.setattr(objective_module, "LOGITS_CHUNK", 13)
+        tiny_run.train(mllama_dir, root / "chunked", batch_size=8, **SHORT)
     tiny_run.finish(process)
     return root
 
@@ -52,6 +60,7 @@ def losses(folder) -> torch.Tensor:
         ("one", "plain"),
         ("two", "plain"),
         ("checkpointed", "plain-short"),
+        ("chunked", "plain-short"),
         ("halves", "plain-halves"),
     ],
 )
@@ -85,3 +94,13 @@ def test_exports_hold_the_same_weights(runs):
     two = load(runs / "two" / "final").state_dict()
     for name, value in plain.items():
         torch.testing.assert_close(two[name], value, rtol=1e-2, atol=2e-4, msg=name)
+
+
+def test_bfloat16_stays_near_float32(runs, mllama_dir, tmp_path):
+    config = {**SHORT["config"], "precision": "bfloat16"}
+    tiny_run.train(mllama_dir, tmp_path, batch_size=8, **{**SHORT, "config": config})
+    wanted, found = losses(runs / "plain-short"), losses(tmp_path)
+    torch.testing.assert_close(found, wanted, rtol=0.03, atol=0)
+    assert not torch.allclose(found, wanted, rtol=1e-6)
+    weights = AutoModelForImageTextToText.from_pretrained(tmp_path / "final").state_dict()
+    assert any((w != w.bfloat16().float()).any() for w in weights.values())

@@ -7,6 +7,7 @@ import json
 import os
 
 import pytest
+import tiny_models
 import tiny_run
 import torch
 from PIL import Image
@@ -145,8 +146,6 @@ def test_export_equals_the_trained_model(kind, request, tmp_path, data_dir):
 
 
 def test_tied_weights_stay_tied(tmp_path):
-    import tiny_models
-
     model_dir = tiny_models.save_llama(tmp_path / "model", tie=True)
     run = {"kinds": "tttt", "steps": 4, "batch_size": 2, "config": {}}
     tiny_run.train(model_dir, tmp_path / "run", **run)

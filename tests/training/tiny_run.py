@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -90,9 +91,20 @@ def start(model: Path, runs: list[dict], *, num_ranks: int = 0) -> subprocess.Po
     )
 
 
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
 def finish(process: subprocess.Popen) -> None:
     """Wait for a program that `start` started; its errors become the assertion's message."""
-    _, errors = process.communicate(timeout=300)
+    try:
+        _, errors = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun then ends its ranks
+        raise
     assert process.returncode == 0, errors[-4000:]
 
 
