@@ -17,10 +17,12 @@ from stagebeam.cli import main
 from stagebeam.engine.engine import Engine
 from stagebeam.engine.params import SamplingParams
 from stagebeam.training import checkpoint as checkpoint_module
+from stagebeam.training import cli as train_cli
 from stagebeam.training.collate import collate
 from stagebeam.training.data import open_conversations
 from stagebeam.training.export import export_model
 from stagebeam.training.objective import SFTObjective
+from stagebeam.training.progress import Progress
 from stagebeam.training.world import World
 
 REPLY = (
@@ -224,6 +226,21 @@ def test_bad_arguments(data_dir, mllama_dir, tmp_path, capsys, monkeypatch, argu
     monkeypatch.chdir(tmp_path)
     assert train(data_dir, *(a.format(model=mllama_dir) for a in arguments)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_shapes_is_the_bundled_recipe(tmp_path, capsys, monkeypatch):
+    outputs = []
+
+    def train_shapes(output):
+        outputs.append(output)
+        return Progress(step=7, is_finished=True)
+
+    monkeypatch.setattr(train_cli, "train_shapes", train_shapes)
+    assert train("shapes", "--output", tmp_path, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["model"] == str(tmp_path / "final")
+    assert outputs == [tmp_path]
+    assert train("shapes", "--model", "x") == 2
+    assert "leave out --model" in capsys.readouterr().err
 
 
 def test_loaded_batches_reach_a_lower_loss(data_dir, mllama_dir, tmp_path):
