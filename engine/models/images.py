@@ -19,20 +19,7 @@ MAX_PIXELS = 64 << 20  # decoded, 192 MiB: more is a decompression bomb or of no
 THUMBNAIL_SIDE = 512
 
 # Raster formats that Pillow decodes itself; others would start external programs or fetch files.
-_FORMATS = (
-    "PNG",
-    "JPEG",
-    "MPO",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "PPM",
-    "JPEG2000",
-    "AVIF",
-    "ICO",
-    "TGA",
-)
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA")
 
 # What Pillow's decoders raise on damaged data.
 _DECODE_ERRORS = (
@@ -78,13 +65,15 @@ def thumbnail_png(image: Image.Image) -> bytes:
 
 
 def _opened(file: str | io.BytesIO, what: str) -> Image.Image:
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]  # old Pillows lack some
     try:
-        image = Image.open(file, formats=_FORMATS)
+        image = Image.open(file, formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{what} is too large: {error}") from error
     except _DECODE_ERRORS as error:
         raise ImageError(
-            f"{what} cannot be read ({error}); expected one of {', '.join(_FORMATS)}"
+            f"{what} cannot be read ({error}); expected one of {', '.join(formats)}"
         ) from error
     with image:
         return _decoded(image, what)

@@ -143,7 +143,11 @@ class Processor:
         if self.tokenizer.chat_template is None:
             return True
         text = [{"type": TEXT_PART, TEXT_PART: "a"}]
-        return self.encode(self.render([{"role": "user", "content": text}]))[:1] != [bos_id]
+        try:
+            rendered = self.render([{"role": "user", "content": text}])
+        except InvalidInputError:
+            return True  # a template for other messages; raw prompts still need one
+        return self.encode(rendered)[:1] != [bos_id]
 
 
 def load_processor(path: str | os.PathLike[str], spec: ModelSpec) -> Processor:

@@ -164,9 +164,11 @@ class ModelSpec:
         _require(text.hidden_act == "silu", "hidden_act", "silu", text.hidden_act)
         for name in ("attention_bias", "mlp_bias"):
             _require(not getattr(text, name, False), name, "false", True)
+        heads, kv_heads = text.num_attention_heads, text.num_key_value_heads
+        _require(heads % kv_heads == 0, "num_attention_heads", f"a multiple of {kv_heads}", heads)
         is_mllama = config.model_type == "mllama"
         cross = tuple(sorted(text.cross_attention_layers)) if is_mllama else ()
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
         eos = generation_config.get("eos_token_id", text.eos_token_id)
         eos_ids = () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
         return cls(
@@ -175,8 +177,8 @@ class ModelSpec:
             hidden_size=text.hidden_size,
             intermediate_size=text.intermediate_size,
             num_layers=text.num_hidden_layers - len(cross),
-            num_heads=text.num_attention_heads,
-            num_kv_heads=text.num_key_value_heads,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
             head_dim=head_dim,
             rms_norm_eps=text.rms_norm_eps,
             max_position_embeddings=text.max_position_embeddings,

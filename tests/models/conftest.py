@@ -33,6 +33,17 @@ from stagebeam.engine.models.loader import Model
 from stagebeam.kernels.registry import Ops, resolve
 
 BLOCK_SIZE = 16
+TEXT_SIZES: dict[str, object] = {
+    "vocab_size": 199,
+    "hidden_size": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,17 +125,9 @@ def random_mllama() -> Callable[..., MllamaForConditionalGeneration]:
                 "intermediate_layers_indices": [0, 2],
             },
             text_config={
-                "vocab_size": 199,
-                "hidden_size": 64,
+                **TEXT_SIZES,
                 "num_hidden_layers": 5,
                 "cross_attention_layers": [1, 3],
-                "num_attention_heads": 8,
-                "num_key_value_heads": 2,
-                "intermediate_size": 96,
-                "max_position_embeddings": 512,
-                "bos_token_id": 1,
-                "eos_token_id": None,
-                "pad_token_id": 0,
                 **text,
             },
             image_token_index=199,
@@ -144,18 +147,8 @@ def random_llama() -> Callable[..., LlamaForCausalLM]:
     """A tiny Llama; keyword arguments go to its config."""
 
     def make(seed: int = 0, **config: object) -> LlamaForCausalLM:
-        sizes = {
-            "vocab_size": 199,
-            "hidden_size": 64,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 2,
-            "intermediate_size": 96,
-            "max_position_embeddings": 512,
-            "bos_token_id": 1,
-            "eos_token_id": None,
-        }
-        model = LlamaForCausalLM(LlamaConfig(**{**sizes, **config})).eval()
+        sizes = {**TEXT_SIZES, "num_hidden_layers": 3, **config}
+        model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
         random_weights(model, seed)
         return model
 
@@ -275,10 +268,8 @@ class PagedRun:
 
 
 def _poisoned(num_layers: int, shape: tuple[int, ...], dtype: torch.dtype) -> KVLayers:
-    def cache() -> Tensor:
-        return torch.full(shape, torch.nan, dtype=dtype)
-
-    return [(cache(), cache()) for _ in range(num_layers)]
+    k_cache = torch.full((num_layers, *shape), torch.nan, dtype=dtype)
+    return list(zip(k_cache, k_cache.clone()))
 
 
 def _int32(values: Sequence[int] | np.ndarray) -> Tensor:
