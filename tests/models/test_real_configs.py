@@ -71,7 +71,7 @@ def test_memory_arithmetic(real):
     if size == "11b":
         assert (spec.num_layers, spec.num_cross_layers) == (32, 8)
         assert spec.kv_bytes_per_token(2) == 128 * 1024
-        assert spec.image_slot_bytes(2) == 209_846_272  # METHOD's 210 MB an image
+        assert spec.image_slot_bytes(2) == 209_846_272  # 210 MB an image
         assert 10.6 * BILLION < spec.num_parameters < 10.7 * BILLION
         assert 18.3 * BILLION < 2 * spec.num_decode_parameters < 18.5 * BILLION
     else:
