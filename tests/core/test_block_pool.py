@@ -302,11 +302,11 @@ TestPoolMachine.settings = settings(max_examples=150, stateful_step_count=40, de
 
 @pytest.mark.parametrize(("is_kept", "num_used"), [(False, 70), (True, 71)])
 def test_eight_branches_of_a_thousand_tokens(is_kept: bool, num_used: int):
-    pool = BlockPool(128, 16)
+    pool = BlockPool(num_used, 16)  # just enough
     parent = pool.create()
     assert parent is not None
     pool.append(parent, 1000)
-    kids = pool.fork(parent, 8, 1)
+    kids = pool.fork(parent, 8)
     assert kids is not None
     assert pool.num_used == 63
     if not is_kept:
@@ -317,7 +317,7 @@ def test_eight_branches_of_a_thousand_tokens(is_kept: bool, num_used: int):
     assert len(appended[1]) == num_used - 63
     assert pool.stats()["num_logical"] == 504 + 63 * is_kept
     pool.release([*kids, *[parent] * is_kept])
-    assert pool.num_available == 128
+    assert pool.num_available == num_used
 
 
 @pytest.mark.parametrize("offset", [0, 1, 15])
@@ -347,6 +347,20 @@ def test_what_does_not_fit_changes_nothing():
     assert pool.append(seq, 2**62) is None
     assert pool.reserve(seq, 27) is False
     assert pool.stats() == before
+
+
+def test_a_fork_tops_up_what_its_parent_reserved():
+    pool = BlockPool(3, 4)
+    seq = pool.create(reserve_tokens=8)
+    assert seq is not None
+    pool.append(seq, 2)
+    other = pool.create(reserve_tokens=1)
+    assert other is not None
+    assert pool.fork(seq, 1) is None  # the copy that seq may have to make does not fit
+    pool.unreserve(other)
+    assert pool.fork(seq, 1) is not None
+    assert pool.num_available == 0
+    assert pool.append(seq, 6) is not None
 
 
 def test_wrong_arguments_say_what_was_expected():
