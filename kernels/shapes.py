@@ -24,18 +24,18 @@ def _check(spec: str, *shapes: Size) -> None:
     sizes: dict[str, tuple[int, str]] = {}  # size's name -> (its value, the tensor that bound it)
     for part, shape in zip(spec.split(","), shapes, strict=True):
         name, *dims = part.split()
-        got = list(shape)
-        if dims and dims[0].startswith("*"):
+        wanted, got = dims, list(shape)
+        if dims[:1] == ["*"]:
             dims = dims[1:]
-            got = got[len(got) - len(dims) :] if len(got) >= len(dims) else got
+            wanted, got = ["...", *dims], got[-len(dims) :]
+        problem = f"expected [{', '.join(wanted)}]"
         if len(dims) != len(got):
-            raise ValueError(f"{name}: expected [{', '.join(dims)}], got shape {list(shape)}")
+            raise ValueError(f"{name}: {problem}, got shape {list(shape)}")
         for dim, size in zip(dims, got):
-            expected, owner = (
-                (int(dim), "the op") if dim.isdigit() else sizes.setdefault(dim, (size, name))
-            )
+            if dim.isdigit():
+                expected, owner = int(dim), "the op"
+            else:
+                expected, owner = sizes.setdefault(dim, (size, name))
             if size != expected:
-                raise ValueError(
-                    f"{name}: expected [{', '.join(dims)}] with {dim}={expected} (from {owner}), "
-                    f"got shape {list(shape)}"
-                )
+                problem += f" with {dim}={expected} (from {owner})"
+                raise ValueError(f"{name}: {problem}, got shape {list(shape)}")

@@ -99,7 +99,6 @@ def write_start(folder: Path, tokenizer: Tokenizer, seed: int) -> None:
     from transformers import (
         GenerationConfig,
         MllamaForConditionalGeneration,
-        MllamaProcessor,
     )
     from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
@@ -122,6 +121,12 @@ def write_start(folder: Path, tokenizer: Tokenizer, seed: int) -> None:
         image_std=[IMAGE_STD] * 3,
         max_image_tiles=1,
     )
-    MllamaProcessor(images, as_transformers(tokenizer, MAX_POSITIONS)).save_pretrained(folder)
+    # As published Mllama folders have it: the image processor's file names the processor's class.
+    images.save_pretrained(folder)
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["processor_class"] = "MllamaProcessor"
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    as_transformers(tokenizer, MAX_POSITIONS).save_pretrained(folder)
     plan = json.dumps(SHAPES_PLAN.to_dict(), indent=2)
     (folder / "stage_plan.json").write_text(plan + "\n", encoding="utf-8")
