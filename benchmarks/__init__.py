@@ -1,1 +1,1 @@
-
+"""Measurements of accuracy and speed."""

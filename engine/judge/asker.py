@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stagebeam.engine.models.processor import Processor
-
 from stagebeam.engine.branch import gate_uid, verdict_uid
 from stagebeam.engine.judge.prompts import gate_text, pair_text
 from stagebeam.engine.judge.verdict import (
@@ -20,6 +18,7 @@ from stagebeam.engine.judge.verdict import (
     parse_verdict,
     verdict_tokens,
 )
+from stagebeam.engine.models.processor import Processor
 from stagebeam.engine.params import JudgeParams
 from stagebeam.engine.search.requests import Gate, Judge, Verdict
 from stagebeam.engine.stages import JudgePrompts
