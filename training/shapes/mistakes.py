@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 from stagebeam.training.shapes.annotate import (
     Slip,
@@ -34,7 +35,8 @@ def wrong_thing(rng: random.Random, thing: Thing) -> Thing:
     """The same object with one attribute changed."""
     name = rng.choice(tuple(ATTRIBUTES))
     value = other(rng, ATTRIBUTES[name], getattr(thing, name))
-    return replace(thing, **{name: value})
+    changed: dict[str, Any] = {name: value}
+    return replace(thing, **changed)
 
 
 def wrong_scene(rng: random.Random, scene: Scene) -> Scene:

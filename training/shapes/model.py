@@ -103,7 +103,8 @@ def write_start(folder: Path, tokenizer: Tokenizer, seed: int) -> None:
     from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
     names = {"bos": BOS, "eos": END_TURN, "pad": PAD, "image": IMAGE}
-    ids = {name: tokenizer.token_to_id(token) for name, token in names.items()}
+    vocab = tokenizer.get_vocab()
+    ids = {name: vocab[token] for name, token in names.items()}
     model = MllamaForConditionalGeneration(shapes_config(tokenizer.get_vocab_size(), ids))
     initialise_(model, seed)
     model.generation_config = GenerationConfig(

@@ -182,8 +182,8 @@ class EasyStream:
     def __getitem__(self, index: int) -> Example:
         question, answer = self._rows[index % len(self._rows)]
         if question.image not in self._images:
-            with Image.open(question.path) as image:
-                self._images[question.image] = image.convert("RGB")
+            with Image.open(question.path) as file:
+                self._images[question.image] = file.convert("RGB")
         image = self._images[question.image]
         if self._augment:
             image = shifted(image, random.Random(f"{self._seed}/easy/{index}"))
