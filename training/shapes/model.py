@@ -18,6 +18,7 @@ from torch import nn
 from stagebeam.training.shapes.encoding import IMAGE_MEAN, IMAGE_STD
 from stagebeam.training.shapes.judge_pairs import SHAPES_PLAN
 from stagebeam.training.shapes.scene import CELL_PIXELS, IMAGE_PIXELS
+from stagebeam.training.shapes.sight import train_sight_
 from stagebeam.training.shapes.tokenizer import BOS, END_TURN, IMAGE, PAD, as_transformers
 
 if TYPE_CHECKING:
@@ -94,8 +95,11 @@ def initialise_(model: nn.Module, seed: int) -> None:
             parameter.fill_(1.0)  # norm weights
 
 
-def write_start(folder: Path, tokenizer: Tokenizer, seed: int) -> None:
-    """Write the untrained model as an HF folder, with everything that goes beside the weights."""
+def write_start(folder: Path, tokenizer: Tokenizer, seed: int, *, sight_steps: int = 0) -> None:
+    """Write the model that training starts from as an HF folder, with everything beside the weights.
+
+    sight_steps: how long the vision tower is taught on its own first (sight.py)
+    """
     from transformers import (
         GenerationConfig,
         MllamaForConditionalGeneration,
@@ -107,6 +111,8 @@ def write_start(folder: Path, tokenizer: Tokenizer, seed: int) -> None:
     ids = {name: vocab[token] for name, token in names.items()}
     model = MllamaForConditionalGeneration(shapes_config(tokenizer.get_vocab_size(), ids))
     initialise_(model, seed)
+    if sight_steps:
+        train_sight_(model, seed=seed, steps=sight_steps)
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=0.6,
