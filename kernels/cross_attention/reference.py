@@ -37,7 +37,7 @@ def cross_attention(
     members = torch.minimum(members, group_offsets[1:, None] - 1).clamp_(min=0)  # padding repeats
     slots = group_slots.clamp(min=0)
     padded = _attend(q[members], k_slots[slots], v_slots[slots], is_seen[members], sm_scale)
-    rows = torch.arange(num_rows, device=q.device)
+    rows = torch.arange(num_rows, device=q.device, dtype=group_offsets.dtype)
     row_group = torch.searchsorted(group_offsets, rows, right=True, out_int32=True) - 1
     own = row_group * max_group_rows + rows - group_offsets[row_group]
     has_image = (group_slots >= 0)[row_group].view(-1, 1, 1)

@@ -35,16 +35,23 @@ class Rows(NamedTuple):
 
 def choose_tokens(logits: Tensor, rows: Rows) -> Tensor:
     """Token ids [R] int64 for logits [R, V]."""
-    vocab_size = logits.shape[1]
-    is_sampled = rows.temperature > 0
-    if logits.device.type != "cpu":
-        rows = rows._replace(temperature=torch.where(is_sampled, rows.temperature, 1))
-        values, ids = logits.sort(dim=1, descending=True, stable=True)
-        uniforms = vocab_uniforms(*rows[:3], vocab_size).gather(1, ids)
-        kept = _kept(values, _mass(logits, rows), rows)
-        return torch.where(is_sampled, _pick(values, ids, kept, uniforms, rows), logits.argmax(1))
+    return (choose_on_host if logits.device.type == "cpu" else choose_at_fixed_shapes)(logits, rows)
 
-    has_top_k = (rows.top_k > 0) & (rows.top_k < vocab_size)
+
+def choose_at_fixed_shapes(logits: Tensor, rows: Rows) -> Tensor:
+    """Every row by way of the sorted vocabulary; no value is looked at."""
+    is_sampled = rows.temperature > 0
+    rows = rows._replace(temperature=torch.where(is_sampled, rows.temperature, 1))
+    values, ids = logits.sort(dim=1, descending=True, stable=True)
+    uniforms = vocab_uniforms(*rows[:3], logits.shape[1]).gather(1, ids)
+    kept = _kept(values, _mass(logits, rows), rows)
+    return torch.where(is_sampled, _pick(values, ids, kept, uniforms, rows), logits.argmax(1))
+
+
+def choose_on_host(logits: Tensor, rows: Rows) -> Tensor:
+    """The same tokens; rows that need no order, or only a little of it, do no more."""
+    is_sampled = rows.temperature > 0
+    has_top_k = (rows.top_k > 0) & (rows.top_k < logits.shape[1])
     is_filtered = is_sampled & (has_top_k | (rows.top_p < 1))
     tokens = torch.empty(len(logits), dtype=torch.int64)
     for mask, choose in (
