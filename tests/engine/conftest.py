@@ -1,40 +1,108 @@
-"""The bundled checkpoint, loaded once, and its example."""
+"""Fixtures of the engine's tests: tiny checkpoints, engines on them, and one image.
+
+Every engine of `make_engine` is checked after its test: nothing may be held.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from stagebeam import Engine
-from stagebeam.engine.checkpoints import ASSETS
+from stagebeam.engine.engine import Engine
+from stagebeam.engine.params import SamplingParams
 
-CACHE_BYTES = 64 << 20
+HERE = Path(__file__).parent
+
+
+def _load(name: str):
+    """A module beside this file, importable by its name (tests are not a package)."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+tiny_checkpoint = _load("tiny_checkpoint")
+probe = _load("probe")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny models lose more to the hand-over between threads than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[Engine]:
-    with Engine(kv_cache_bytes=CACHE_BYTES) as loaded:
-        yield loaded
+def mllama(tmp_path_factory: pytest.TempPathFactory) -> tiny_checkpoint.TinyCheckpoint:
+    return tiny_checkpoint.make_mllama(tmp_path_factory.mktemp("tiny-mllama"))
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tiny_checkpoint.TinyCheckpoint:
+    return tiny_checkpoint.make_llama(tmp_path_factory.mktemp("tiny-llama"))
 
 
 @pytest.fixture
-def idle(engine: Engine) -> Iterator[Engine]:
-    """The engine, and afterwards proof that the test left nothing behind in it."""
-    yield engine
-    stats = engine.stats()
-    assert stats["num_free"] == stats["num_blocks"]
-    assert stats["num_reserved"] == stats["num_sequences"] == stats["num_images_in_use"] == 0
+def make_engine(mllama: tiny_checkpoint.TinyCheckpoint) -> Iterator[Callable[..., Engine]]:
+    """Open an engine; `num_blocks` sizes its cache. After the test nothing may be held."""
+    engines: list[Engine] = []
+
+    def make(checkpoint=mllama, num_blocks: int = 512, **options) -> Engine:
+        heads, head_dim, layers = 2, tiny_checkpoint.HIDDEN // 4, 2
+        block_bytes = 16 * 2 * layers * heads * head_dim * 4
+        engine = Engine(checkpoint.folder, kv_cache_bytes=num_blocks * block_bytes, **options)
+        assert engine.memory.num_blocks == num_blocks
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        # A caller hears of the end before the loop's thread has gone back to wait.
+        engine.close()
+        probe.assert_nothing_held(engine)
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., Engine]) -> Engine:
+    return make_engine()
+
+
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(width * height).integers(0, 256, (height, width, 3))
+    return Image.fromarray(pixels.astype(np.uint8))
 
 
 @pytest.fixture(scope="session")
-def scene() -> Image.Image:
-    with Image.open(ASSETS / "examples" / "scene.png") as image:
-        return image.convert("RGB")
+def image() -> Image.Image:
+    """One tile."""
+    return noise(30, 30)
 
 
 @pytest.fixture(scope="session")
-def question() -> str:
-    return (Path(ASSETS) / "examples" / "scene.txt").read_text(encoding="utf-8").strip()
+def wide_image() -> Image.Image:
+    """Two tiles."""
+    return noise(70, 30)
+
+
+@pytest.fixture(scope="session")
+def free_sampling() -> Callable[..., SamplingParams]:
+    """Unfiltered sampling: every token has its chance."""
+
+    def make(max_tokens: int = 32, **changes) -> SamplingParams:
+        options = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, **changes}
+        return SamplingParams(max_tokens=max_tokens, **options)
+
+    return make

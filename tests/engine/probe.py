@@ -1,0 +1,172 @@
+"""Watching an engine from inside: what it computed, from which tokens, and with whose blocks.
+
+A probe poisons with NaN every block that no live sequence owns, and every slot that is handed out
+until its token is written; it keeps the logits of every decode row with the row's whole context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tiny_checkpoint import TinyCheckpoint
+from torch import Tensor
+
+from stagebeam.engine.engine import Engine
+from stagebeam.engine.models.processor import PreparedImage
+
+
+@dataclass(frozen=True)
+class Row:
+    """One decoded row: everything before the token that its logits choose."""
+
+    token_ids: tuple[int, ...]
+    image: PreparedImage | None
+    logits: Tensor
+
+
+class Probe:
+    """Attach to an idle engine; the counts and rows are of everything since.
+
+    num_reprefilled: branches that were prefilled a second time because their blocks were dropped
+    """
+
+    def __init__(self, engine: Engine, *, keeps_rows: bool = True) -> None:
+        loop = engine._loop
+        self.engine, self.loop = engine, loop
+        self.runner, self.cache = loop._runner, loop._runner.kv_cache
+        self.rows: list[Row] = []
+        self.num_decodes = self.num_prefills = self.num_encodes = self.num_rows = 0
+        self.num_prefilled = 0
+        self.decode_sizes: list[int] = []
+        self.num_dropped = 0
+        self._keeps_rows = keeps_rows
+        for layers in (self.cache.layers, engine.image_slots.layers):
+            for pair in layers:
+                for tensor in pair:
+                    tensor.fill_(torch.nan)
+        self._wrap()
+
+    def _wrap(self) -> None:
+        runner, cache, loop = self.runner, self.cache, self.loop
+        decode, prefill, encode = runner.decode, runner.prefill, runner.encode_image
+        logits, append, append_one = runner.model.logits, cache.append, cache.append_one
+        turn, make_room = loop._turn, loop._make_room
+
+        def watched_turn() -> bool:
+            self._poison_free_blocks()
+            return turn()
+
+        def watched_decode(batch):
+            contexts = list(self._contexts(batch)) if self._keeps_rows else []
+            result = decode(batch)
+            assert len(self._last_logits) == len(result.token_ids)
+            for (token_ids, image), row in zip(contexts, self._last_logits):
+                self.rows.append(Row(token_ids, image, row))
+            self.num_decodes += 1
+            self.num_rows += len(batch.rows)
+            self.decode_sizes.append(len(batch.rows))
+            return result
+
+        def watched_prefill(chunks):
+            self.num_prefills += 1
+            self.num_prefilled += sum(len(chunk.token_ids) for chunk in chunks)
+            return prefill(chunks)
+
+        def watched_encode(image, slot):
+            self.num_encodes += 1
+            return encode(image, slot)
+
+        def watched_logits(hidden):
+            self._last_logits = logits(hidden)
+            return self._last_logits
+
+        def watched_append(seq, num_tokens):
+            return self._poison_slots(append(seq, num_tokens))
+
+        def watched_append_one(seqs):
+            return self._poison_slots(append_one(seqs))
+
+        def watched_make_room(question):
+            self.num_dropped += 1
+            return make_room(question)
+
+        runner.decode, runner.prefill, runner.encode_image = (
+            watched_decode,
+            watched_prefill,
+            watched_encode,
+        )
+        runner.model.logits = watched_logits
+        cache.append, cache.append_one = watched_append, watched_append_one
+        loop._turn, loop._make_room = watched_turn, watched_make_room
+
+    def live_sequences(self) -> list[int]:
+        """Every sequence that a question of this moment owns; the loop's thread, or an idle engine."""
+        owned = [seq for question in self.loop._running for seq in question.cached_seqs()]
+        for round_ in self.loop._judging._rounds.values():
+            owned += round_.seqs.values()
+        return owned
+
+    def _poison_free_blocks(self) -> None:
+        pool, live = self.cache.pool, self.live_sequences()
+        owned = np.zeros(pool.num_blocks, dtype=bool)
+        for seq in live:
+            owned[pool.block_table(seq)] = True
+        assert owned.sum() == pool.num_used, "blocks are held that no question owns"
+        assert len(live) == pool.stats()["num_sequences"]
+        free = torch.from_numpy(np.flatnonzero(~owned))
+        for k_cache, v_cache in self.cache.layers:
+            k_cache[free] = torch.nan
+            v_cache[free] = torch.nan
+
+    def _poison_slots(self, slots: np.ndarray) -> np.ndarray:
+        block_size = self.cache.block_size
+        blocks, offsets = torch.from_numpy(slots // block_size), torch.from_numpy(slots % block_size)
+        for k_cache, v_cache in self.cache.layers:
+            k_cache[blocks.long(), offsets.long()] = torch.nan
+            v_cache[blocks.long(), offsets.long()] = torch.nan
+        return slots
+
+    def _contexts(self, batch) -> Iterator[tuple[tuple[int, ...], PreparedImage | None]]:
+        before: dict[int, Sequence[int]] = {}
+        for question in self.loop._running:
+            before |= {b.seq: b.token_ids for b in question.branches.values() if b.seq is not None}
+        for round_ in self.loop._judging._rounds.values():
+            before |= {seq: round_.prompts[i].token_ids for i, seq in round_.seqs.items()}
+        for row in batch.rows:
+            track = self.loop._decoder._tracks[row.seq]
+            token_ids = (*before[row.seq], *track.token_ids)
+            assert row.last_token == token_ids[-1]
+            assert self.cache.pool.length(row.seq) == row.position == len(token_ids) - 1
+            yield token_ids, track.question.image if row.image is not None else None
+
+    def check_rows(self, checkpoint: TinyCheckpoint, tolerance: float = 1e-4) -> int:
+        """Compare every kept row with a full recompute of its tokens; returns how many."""
+        longest_first = sorted(self.rows, key=lambda row: -len(row.token_ids))
+        known: dict[tuple[object, tuple[int, ...]], Tensor] = {}
+        for row in longest_first:
+            image_key = row.image.key if row.image is not None else None
+            if (image_key, row.token_ids) not in known:
+                logits = checkpoint.logits(row.token_ids, row.image)
+                for length in range(1, len(row.token_ids) + 1):
+                    known.setdefault((image_key, row.token_ids[:length]), logits[length - 1])
+            expected = known[image_key, row.token_ids]
+            assert not row.logits.isnan().any(), "poison was read"
+            torch.testing.assert_close(row.logits, expected, rtol=0, atol=tolerance)
+        return len(longest_first)
+
+
+def assert_nothing_held(engine: Engine) -> None:
+    """No block, reservation, sequence, decode row or image slot is in use."""
+    stats = engine.stats()
+    held = {name: stats[name] for name in ("num_used", "num_reserved", "num_sequences")}
+    assert held == {"num_used": 0, "num_reserved": 0, "num_sequences": 0}
+    assert stats["num_free"] == stats["num_blocks"]
+    assert stats["num_images_in_use"] == 0
+    loop = engine._loop
+    assert not (loop._running or loop._waiting or loop._prefills or loop._decoder)
+    assert not any(loop._decoder._promised.values())
+    assert not loop._judging._rounds
+    engine.kv_cache.pool.check()
