@@ -98,7 +98,7 @@ def _filtered(logits: Tensor, rows: Rows) -> Tensor:
         kth = values.gather(1, rows.top_k.clamp(1, width).long().unsqueeze(1) - 1)
         holds = torch.where(
             has_top_k.unsqueeze(1),
-            (kth > values[:, -1:]) & (rows.top_k < width).unsqueeze(1),
+            kth > values[:, -1:],
             above_mass > rows.top_p.unsqueeze(1) * mass,
         )
         if bool(holds.all()):
