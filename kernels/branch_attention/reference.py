@@ -61,11 +61,10 @@ def _attend(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor, lens: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Attention of M scaled queries a sequence: q [Hkv, B, M, D] -> out like q, lse [Hkv, B, M]."""
-    k, v = read_blocks(k_cache, tables, lens), read_blocks(v_cache, tables, lens)
+    k, v, is_used = read_blocks(k_cache, v_cache, tables, lens)
     kv_heads = range(q.shape[0])  # head by head: a strided product, where all at once would copy
     scores = torch.stack([torch.bmm(q[h], k[:, :, h].transpose(1, 2)) for h in kv_heads])
-    used = torch.arange(k.shape[1], device=q.device) < lens.unsqueeze(1)
-    scores += torch.zeros_like(used, dtype=q.dtype).masked_fill_(~used, -torch.inf).unsqueeze(1)
+    scores += torch.where(is_used, 0.0, -torch.inf).to(q.dtype).unsqueeze(1)
     top = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(q.dtype).min)  # -inf: no key at all
     weights = scores.sub_(top).exp_()
     total = weights.sum(-1, keepdim=True)

@@ -91,8 +91,8 @@ def _attend(
     num_keys, num_rows, seqs, starts = torch.tensor(tile, device=q.device).unsqueeze(-1).unbind(1)
     width = -(-most_keys // k_cache.shape[1])
     tables = block_tables[seqs.squeeze(-1), :width]
-    k = read_blocks(k_cache, tables, num_keys.squeeze(-1))[:, :most_keys].transpose(1, 2)
-    v = read_blocks(v_cache, tables, num_keys.squeeze(-1))[:, :most_keys].transpose(1, 2)
+    k, v, _ = read_blocks(k_cache, v_cache, tables, num_keys.squeeze(-1))
+    k, v = (x[:, :most_keys].transpose(1, 2) for x in (k, v))  # [B, Hkv, K, D]
     offsets = torch.arange(most_rows, device=q.device)
     is_row = offsets < num_rows  # [B, M]
     rows = torch.where(is_row, starts + offsets, starts)
