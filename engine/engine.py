@@ -11,10 +11,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
-
+from stagebeam.engine.arguments import as_arguments, check_positive
 from stagebeam.engine.checkpoints import find_checkpoint
+from stagebeam.engine.comparison import Comparison
 from stagebeam.engine.decoding import Decoder
+from stagebeam.engine.device import pick_device, pick_dtype
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.handle import Handle
 from stagebeam.engine.intake import Intake, QuestionText
@@ -28,7 +29,7 @@ from stagebeam.engine.models.processor import load_processor
 from stagebeam.engine.outputs import Answer, GenerateOutput
 from stagebeam.engine.params import MAX_SEED, JudgeParams, SamplingParams, SearchParams
 from stagebeam.engine.question import Scorer
-from stagebeam.engine.search.requests import Until
+from stagebeam.engine.search.requests import Until, Verdict
 from stagebeam.engine.session import BranchRef, Session
 from stagebeam.engine.stages import LLAVA_COT_PLAN, StagePlan
 from stagebeam.engine.step.runner import ModelRunner
@@ -73,16 +74,16 @@ class Engine:
         plan: StagePlan | None = None,
     ) -> None:
         folder = find_checkpoint(path)
-        _check_positive("max_branches", max_branches)
+        check_positive("max_branches", max_branches)
         if kv_cache_bytes is not None:
-            _check_positive("kv_cache_bytes", kv_cache_bytes)
+            check_positive("kv_cache_bytes", kv_cache_bytes)
         if num_image_slots is not None:
-            _check_positive("num_image_slots", num_image_slots)
+            check_positive("num_image_slots", num_image_slots)
         if not (isinstance(seed, int) and 0 <= seed <= MAX_SEED):
             raise InvalidInputError(f"seed must be an int in 0 .. 2**64 - 1, got {seed!r}")
         self.path = folder
-        self.device = _pick_device(device)
-        self.dtype = _pick_dtype(dtype, self.device)
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
         self.backend = backend
         self.max_branches = max_branches
         ops = resolve(backend, self.device.type)
@@ -250,15 +251,21 @@ class Engine:
             "plan": plan,
             "scorer": scorer,
         }
-        entries = [_as_arguments(entry) for entry in questions]
+        if isinstance(questions, (str, bytes, Mapping)):
+            raise InvalidInputError(f"expected a list of questions, got {questions!r}")
+        entries = [as_arguments(entry, shared) for entry in questions]
         handles: deque[Handle] = deque()
         try:
             for entry in entries:
                 handles.append(self.submit(**{**shared, **entry}, has_events=False))
                 if len(handles) >= 2 * self.max_branches:
-                    yield handles.popleft().result()
+                    answer = handles[0].result()
+                    handles.popleft()
+                    yield answer
             while handles:
-                yield handles.popleft().result()
+                answer = handles[0].result()
+                handles.popleft()
+                yield answer
         finally:
             for handle in handles:
                 handle.cancel()
@@ -277,6 +284,26 @@ class Engine:
         for question in built:
             self._loop.submit(question)
         return [question.handle.result() for question in built]
+
+    def judge(
+        self,
+        question: QuestionText,
+        image: ImageSource | None,
+        pairs: Sequence[tuple[str, str]],
+        criterion: str,
+        hints: Sequence[tuple[str, str]] = (),
+        *,
+        judge: JudgeParams | None = None,
+    ) -> list[Verdict]:
+        """Compare given texts as a search's judge would, all (first, second) pairs in one round.
+
+        criterion: a stage's, or the plan's answer_criterion or sentence_criterion
+        hints:     (name, text) of what the judge is told beside the question
+        """
+        comparison = Comparison(pairs, criterion, hints)
+        question_ = comparison.attach(self._intake.session(question, image, judge=judge))
+        self._loop.submit(question_)
+        return question_.handle.result()
 
     def open(
         self,
@@ -347,18 +374,6 @@ class Engine:
         return LLAVA_COT_PLAN if data is None else StagePlan.from_dict(data)
 
 
-def _as_arguments(entry: Any) -> dict[str, Any]:
-    if isinstance(entry, str):
-        return {"question": entry}
-    if isinstance(entry, Mapping):
-        return dict(entry)
-    if isinstance(entry, tuple) and len(entry) == 2:
-        return {"question": entry[0], "image": entry[1]}
-    raise InvalidInputError(
-        f"a question must be a text, (text, image) or a dict of submit's arguments, got {entry!r}"
-    )
-
-
 def _one_session(branches: Sequence[BranchRef]) -> Session:
     sessions = {id(ref.session): ref.session for ref in branches}
     if len(sessions) != 1:
@@ -366,31 +381,3 @@ def _one_session(branches: Sequence[BranchRef]) -> Session:
             f"expected branches of one session, got {len(branches)} of {len(sessions)}"
         )
     return next(iter(sessions.values()))
-
-
-def _check_positive(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InvalidInputError(f"{name} must be an int >= 1, got {value!r}")
-
-
-def _pick_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InvalidInputError(f"device must be auto, cpu or cuda[:n], got {name!r}") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InvalidInputError(f"device must be auto, cpu or cuda[:n], got {name!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidInputError("device 'cuda' was asked for but torch sees no CUDA device")
-    return device
-
-
-def _pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    choices = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in choices:
-        raise InvalidInputError(f"dtype must be auto, {', '.join(choices)}, got {name!r}")
-    return choices[name]
