@@ -15,10 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from stagebeam.engine.checkpoints import ASSETS
 from stagebeam.engine.engine import Engine
 from stagebeam.engine.params import SamplingParams
 
 HERE = Path(__file__).parent
+BUNDLED_CACHE_BYTES = 64 << 20
 
 
 def _load(name: str):
@@ -106,3 +108,30 @@ def free_sampling() -> Callable[..., SamplingParams]:
         return SamplingParams(max_tokens=max_tokens, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Iterator[Engine]:
+    """The bundled checkpoint, loaded once."""
+    with Engine(kv_cache_bytes=BUNDLED_CACHE_BYTES) as loaded:
+        yield loaded
+
+
+@pytest.fixture
+def idle(bundled: Engine) -> Iterator[Engine]:
+    """The bundled engine, and afterwards proof that the test left nothing behind in it."""
+    yield bundled
+    stats = bundled.stats()
+    assert stats["num_free"] == stats["num_blocks"]
+    assert stats["num_reserved"] == stats["num_sequences"] == stats["num_images_in_use"] == 0
+
+
+@pytest.fixture(scope="session")
+def scene() -> Image.Image:
+    with Image.open(ASSETS / "examples" / "scene.png") as picture:
+        return picture.convert("RGB")
+
+
+@pytest.fixture(scope="session")
+def question() -> str:
+    return (ASSETS / "examples" / "scene.txt").read_text(encoding="utf-8").strip()

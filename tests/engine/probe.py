@@ -6,7 +6,9 @@ until its token is written; it keeps the logits of every decode row with the row
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,7 +125,10 @@ class Probe:
 
     def _poison_slots(self, slots: np.ndarray) -> np.ndarray:
         block_size = self.cache.block_size
-        blocks, offsets = torch.from_numpy(slots // block_size), torch.from_numpy(slots % block_size)
+        blocks, offsets = (
+            torch.from_numpy(slots // block_size),
+            torch.from_numpy(slots % block_size),
+        )
         for k_cache, v_cache in self.cache.layers:
             k_cache[blocks.long(), offsets.long()] = torch.nan
             v_cache[blocks.long(), offsets.long()] = torch.nan
@@ -158,6 +163,23 @@ class Probe:
         return len(longest_first)
 
 
+@contextmanager
+def held(engine: Engine) -> Iterator[None]:
+    """Keep the loop's thread from its next turn, so that what is submitted starts together."""
+    go, is_waiting = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        is_waiting.set()
+        go.wait(60)
+
+    engine._loop.call(wait)
+    assert is_waiting.wait(60)
+    try:
+        yield
+    finally:
+        go.set()
+
+
 def assert_nothing_held(engine: Engine) -> None:
     """No block, reservation, sequence, decode row or image slot is in use."""
     stats = engine.stats()
@@ -166,7 +188,8 @@ def assert_nothing_held(engine: Engine) -> None:
     assert stats["num_free"] == stats["num_blocks"]
     assert stats["num_images_in_use"] == 0
     loop = engine._loop
-    assert not (loop._running or loop._waiting or loop._prefills or loop._decoder)
+    for work in (loop._running, loop._waiting, loop._prefills, loop._decoder):
+        assert not work
     assert not any(loop._decoder._promised.values())
     assert not loop._judging._rounds
     engine.kv_cache.pool.check()

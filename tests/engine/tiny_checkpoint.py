@@ -9,7 +9,9 @@ So stages mostly end at their tag, and sometimes at another tag, an end of seque
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 
 import torch
@@ -69,7 +71,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     wanted = ["</", *[f"</{tag}" for tag in TAGS], *[f"<{tag}" for tag in TAGS]]
     wanted += [f"<{tag}>" for tag in TAGS]
-    wanted += [text for text in (*END_OF_TAG, *sum(TEXTS, [])) if len(text) > 1]
+    wanted += [text for text in (*END_OF_TAG, *chain(*TEXTS)) if len(text) > 1]
     spell = {"\n": "Ċ", " ": "Ġ"}
     pieces = ["".join(spell.get(c, c) for c in text) for text in wanted]
     vocabulary = {piece: i for i, piece in enumerate([*alphabet, *pieces])}
@@ -109,11 +111,11 @@ def class_logits(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int | None], 
         spelled = ids(CHARACTERS[k])
         own = [ids(text)[0] for text in TEXTS[k]]
         likely = dict.fromkeys([*own, spelled[0]], 0.0)
-        endings = {**dict.fromkeys(close, -4.5), close[k]: 0.2, tokenizer.eos_token_id: -3.5}
+        endings = {**dict.fromkeys(close, -5.0), close[k]: 0.2, tokenizer.eos_token_id: -3.5}
         add([*own, opens[k], spelled[-1]], likely | endings)
-        for byte, following in zip(spelled, spelled[1:]):
+        for byte, following in pairwise(spelled):
             add([byte], {following: 0.0})
-        end = ids(f"</{tag}{END_OF_TAG[k][1:].join(['>', ''])}")[1]
+        end = ids(f"</{tag}{END_OF_TAG[k]}")[1]
         add([close[k]], {end: 0.0})
         add([end], {opens[min(k + 1, 3)]: 0.0})
     return class_of, torch.stack(rows)
@@ -121,11 +123,12 @@ def class_logits(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int | None], 
 
 def fill_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     """Random weights, gates in +-[0.3, 1], and the classes' own dimensions."""
-    generator = torch.Generator().manual_seed(seed)
     class_of, successors = class_logits(tokenizer)
     num_classes = len(successors)
     strength = 8.0
     for name, weight in model.named_parameters():
+        # By name, so that the order of HF's modules does not matter.
+        generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
         noise = torch.randn(weight.shape, generator=generator)
         if name.endswith(("gate", "gate_attn", "gate_ffn")):
             weight.data = noise.sign() * (0.3 + 0.7 * torch.rand(1, generator=generator))
@@ -138,7 +141,7 @@ def fill_weights(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, see
                 if number is not None:
                     weight.data[token, number] = strength
         elif "lm_head" in name:
-            weight.data = 0.2 * noise
+            weight.data = 0.15 * noise
         else:
             weight.data = (0.3 if weight.ndim < 2 else 1.5 * weight.shape[-1] ** -0.5) * noise
         if "vision" not in name and name.endswith(("o_proj.weight", "down_proj.weight")):
