@@ -14,6 +14,12 @@ def check_positive(name: str, value: object) -> None:
         raise InvalidInputError(f"{name} must be an int >= 1, got {value!r}")
 
 
+def check_type(name: str, value: object, kind: type) -> None:
+    """Refuse what is neither None nor of its class."""
+    if value is not None and not isinstance(value, kind):
+        raise InvalidInputError(f"{name} must be None or {kind.__name__}, got {value!r}")
+
+
 def as_arguments(entry: Any, shared: Mapping[str, Any]) -> dict[str, Any]:
     """A question of a list as `submit`'s arguments; `shared` are those that all may take."""
     if isinstance(entry, str):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
 from stagebeam.engine.events import Done, Event, Failed
@@ -28,7 +29,12 @@ class Handle:
         Errors: TimeoutError after `timeout` seconds (the question goes on), CancelledError when it
         was cancelled or the engine closed, else the question's own error.
         """
-        return self._future.result(timeout)
+        try:
+            return self._future.result(timeout)
+        except FutureTimeoutError:  # Python 3.10's is not the built-in one
+            if self._future.done():
+                raise
+            raise TimeoutError(f"no answer after {timeout} seconds; the question goes on") from None
 
     def done(self) -> bool:
         return self._future.done()

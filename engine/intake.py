@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from stagebeam.bindings._core import philox4x32
+from stagebeam.engine.arguments import check_type
 from stagebeam.engine.errors import CapacityError, InvalidInputError
 from stagebeam.engine.events import Done
 from stagebeam.engine.generate import finish_generate, generate_policy
@@ -103,6 +104,10 @@ class Intake:
         has_events: bool = False,
     ) -> Question:
         """A question without a policy."""
+        check_type("search", search, SearchParams)
+        check_type("sampling", sampling, SamplingParams)
+        check_type("judge", judge, JudgeParams)
+        check_type("plan", plan, StagePlan)
         messages = _as_messages(question, image is not None)
         prepared = None if image is None else self._processor.preprocess(image)
         rendered = self._processor.render(messages)
@@ -119,6 +124,7 @@ class Intake:
 
     def prompt(self, prompt: str, sampling: SamplingParams | None) -> Question:
         """Plain sampling of a raw prompt, the begin-of-text id put before it where it is missing."""
+        check_type("sampling", sampling, SamplingParams)
         if not isinstance(prompt, str) or not prompt:
             raise InvalidInputError(f"a prompt must be a non-empty string, got {prompt!r}")
         token_ids = self._processor.encode(prompt)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from stagebeam.engine.decoding import Decoder
@@ -92,17 +93,17 @@ class EngineLoop:
 
     def cancel(self, question: Question, reason: str = "the question was cancelled") -> None:
         """End a question early; no effect on one that has ended."""
-        self.call(lambda: self._end(question, CancelledError(reason)))
+        with suppress(CancelledError):  # a closed engine ends every question anyway
+            self.call(lambda: self._end(question, CancelledError(reason)))
 
     def close(self) -> None:
         """Cancel every question and stop the thread; returns once it has stopped."""
         with self._lock:
-            is_first, self._is_closed = not self._is_closed, True
+            self._is_closed = True
             thread = self._thread
         if thread is None:
             return
-        if is_first:
-            self._commands.put(lambda: self._fail_all(CancelledError("the engine was closed")))
+        self._commands.put(lambda: None)  # wakes it
         if thread is not threading.current_thread():  # a collected engine may end on any thread
             thread.join()
 
@@ -112,16 +113,23 @@ class EngineLoop:
         has_work = False
         while True:
             try:
-                if not has_work:
+                if not (has_work or self._is_closed):
                     self._commands.get()()
                 while not self._commands.empty():
                     self._commands.get()()
                 if self._is_closed:
+                    self._end_all()
                     return
                 has_work = self._turn()
             except Exception as error:  # the thread must outlive a fault, and no caller may hang
                 logger.exception("a step failed; every question in flight ends with its error")
                 self._fail_all(error)
+
+    def _end_all(self) -> None:
+        """The engine is closed, so no command can join those that are queued."""
+        while not self._commands.empty():
+            self._commands.get()()
+        self._fail_all(CancelledError("the engine was closed"))
 
     def _turn(self) -> bool:
         """Admit, start, prefill, decode; False where nothing could be done."""
@@ -161,8 +169,12 @@ class EngineLoop:
         num_admitted = 0
         while self._waiting:
             question = self._waiting[0]
-            if question.image is not None and not self._take_slot(question):
-                break
+            try:
+                if question.image is not None and not self._take_slot(question):
+                    break
+            except Exception as error:  # encoding failed: no other question depends on it
+                self._end(question, error)
+                continue
             num_admitted += 1
             self._waiting.popleft()
             self._running.append(question)
@@ -208,8 +220,8 @@ class EngineLoop:
                 question.is_in_flight = True
                 try:
                     is_started = self._start(question)
-                except ValueError as error:  # the caller's plan or prompts
-                    self._end(question, error)
+                except ValueError as error:  # the caller's plan or prompts; nothing was taken
+                    self._refuse(question, error)
                     break
                 if is_started:
                     num_started += 1
@@ -262,7 +274,7 @@ class EngineLoop:
         if isinstance(question.request, (Judge, Gate)):
             self._judging.give_up(question)
             return
-        self._end(
+        self._refuse(
             question,
             CapacityError(
                 f"a stage of this question needs more than the cache's {self.pool.num_blocks} "
@@ -270,6 +282,15 @@ class EngineLoop:
                 "beam_size or max_tokens, or raise kv_cache_bytes or max_branches"
             ),
         )
+
+    def _refuse(self, question: Question, error: ValueError) -> None:
+        """A request cannot be done: its question ends, but a session's caller may ask for less."""
+        if question.policy is not None or question.pending is None:
+            self._end(question, error)
+            return
+        question.request = None
+        question.is_in_flight = False
+        question.pending.set_exception(error)
 
     def _pause(self, question: Question) -> None:
         """A judge round has more waves to go: it waits for its turn again."""
@@ -292,6 +313,9 @@ class EngineLoop:
                 request: Request = question.policy.send(value)
             except StopIteration as stop:
                 self._end(question, stop.value)
+                return
+            except Exception as error:  # say a scorer's bad scores
+                self._end(question, error)
                 return
             value = None
             match request:

@@ -53,6 +53,7 @@ class Sampling:
     def start(self, question: Question, request: Sample) -> bool:
         """Fork `request.prefix` into its branches and set them going; False where they do not fit."""
         prefix = question.branches[request.prefix.key]
+        start = self._start_of(request.until)
         max_tokens = self._max_tokens(prefix, request)
         if max_tokens <= 0:
             branches = [question.new_branch(list(prefix.token_ids), None) for _ in range(request.n)]
@@ -75,22 +76,24 @@ class Sampling:
             self._decoder.take_back(question, request.n)
             return False
         branches = [question.new_branch(list(prefix.token_ids), seq) for seq in seqs]
-        self._go(question, request, branches, [max_tokens] * request.n, jobs)
+        self._go(question, request, branches, [max_tokens] * request.n, jobs, start)
         return True
 
     def continue_(self, question: Question, request: Continue) -> bool:
         """Decode branches in place; False where they do not fit, and nothing has changed."""
         sample = request.sample
+        start = self._start_of(sample.until)
         branches = [question.branches[key] for key in request.keys]
         limits = [self._max_tokens(branch, sample) for branch in branches]
-        if min(limits) <= 0:
+        live = [(branch, limit) for branch, limit in zip(branches, limits) if limit > 0]
+        if not live:
             self._end_at_once(question, sample, branches)
             return True
-        if not self._decoder.promise(question, len(branches)):
+        if not self._decoder.promise(question, len(live)):
             return False
         pool = self._kv_cache.pool
         jobs: list[tuple[LiveBranch, PrefillJob]] = []
-        for branch, limit in zip(branches, limits):
+        for branch, limit in live:
             if branch.seq is None:
                 job = self._cache(question, branch)
                 if job is not None:
@@ -98,12 +101,12 @@ class Sampling:
             if branch.seq is None or not pool.reserve(branch.seq, limit):
                 for cached, _ in jobs:
                     self._drop(cached)
-                for other in branches:
+                for other, _ in live:
                     if other.seq is not None:
                         pool.unreserve(other.seq)
-                self._decoder.take_back(question, len(branches))
+                self._decoder.take_back(question, len(live))
                 return False
-        self._go(question, sample, branches, limits, [job for _, job in jobs])
+        self._go(question, sample, branches, limits, [job for _, job in jobs], start)
         return True
 
     def cache(self, question: Question, request: Cache) -> bool:
@@ -153,18 +156,26 @@ class Sampling:
         branches: Sequence[LiveBranch],
         limits: Sequence[int],
         jobs: Sequence[PrefillJob],
+        start: tuple[int, int],
     ) -> None:
-        """Build the branches' rows; they join the batch once every job is done."""
-        pool = self._kv_cache.pool
-        state, goal_mask = self._start_of(request.until)
-        seqs = [branch.seq for branch in branches if branch.seq is not None]
-        trunk_blocks = pool.num_shared_blocks(seqs)
+        """Build the branches' rows; they join the batch once every job is done.
+
+        limits: tokens each may still have; one without any ends at once, as "length"
+        start:  what `_start_of` says
+        """
+        state, goal_mask = start
+        trunk_blocks = self._kv_cache.pool.num_shared_blocks(
+            [b.seq for b, limit in zip(branches, limits) if limit > 0 and b.seq is not None]
+        )
         group = self._decoder.new_group()
         round_ = _Round(question=question, request=request, branches=list(branches))
         tracks = []
         for i, (branch, limit) in enumerate(zip(branches, limits)):
-            assert branch.seq is not None
             index = request.first_index + i
+            if limit <= 0:
+                round_.finished[i] = _without_room(branch, index)
+                continue
+            assert branch.seq is not None
             row = DecodeRow(
                 seq=branch.seq,
                 last_token=branch.token_ids[-1],
@@ -234,10 +245,11 @@ class Sampling:
         results = [round_.finished[i] for i in range(len(round_.branches))]
         question.usage.malformed_candidates += sum(not r.is_well_formed for r in results)
         count_blocks(question, self._kv_cache, ())
-        if any(result.is_well_formed for result in results):
+        # A session's caller may go on from any branch; a search never goes on from a malformed one.
+        if question.policy is not None and any(result.is_well_formed for result in results):
             for branch, result in zip(round_.branches, results):
                 if not result.is_well_formed:
-                    self._drop(branch)  # it cannot win; were it wanted, its tokens bring it back
+                    self._drop(branch)  # were it wanted after all, its tokens would bring it back
         self._answer(question, results)
 
     def _end_at_once(
@@ -251,18 +263,21 @@ class Sampling:
             question.handle.emit(
                 CandidateFinished(stage=request.name, candidate=index, finish_reason="length")
             )
-            results.append(
-                Branch(
-                    key=branch.key,
-                    index=index,
-                    text="",
-                    inner="",
-                    token_ids=(),
-                    cumulative_logprob=0.0,
-                    finish_reason="length",
-                )
-            )
+            results.append(_without_room(branch, index))
         self._answer(question, results)
+
+
+def _without_room(branch: LiveBranch, index: int) -> Branch:
+    """What comes of a branch that fills the context already."""
+    return Branch(
+        key=branch.key,
+        index=index,
+        text="",
+        inner="",
+        token_ids=(),
+        cumulative_logprob=0.0,
+        finish_reason="length",
+    )
 
 
 def count_blocks(question: Question, kv_cache: KVCache, extra_seqs: Sequence[int]) -> None:

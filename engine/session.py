@@ -35,7 +35,11 @@ class Session:
         question.pending = admitted
         loop.submit(question)
         admitted.result()
-        self.ask(Cache(key=0))
+        try:
+            self.ask(Cache(key=0))
+        except ValueError:
+            self.end()
+            raise
 
     def on_loop(self, work: Callable[[], T]) -> T:
         """Run `work` on the loop's thread and wait for its result."""
@@ -47,19 +51,24 @@ class Session:
                 return
             try:
                 future.set_result(work())
-            except ValueError as error:
+            except Exception as error:  # for this caller, who waits; the loop goes on
                 future.set_exception(error)
 
         self._loop.call(command)
         return future.result()
 
-    def ask(self, request: Any) -> Any:
-        """Have the loop do a request of this session, one at a time, and wait for its result."""
+    def ask(self, request: Any, keys: Sequence[int] = ()) -> Any:
+        """Have the loop do a request of this session, one at a time, and wait for its result.
+
+        keys: the branches that it is about, which must be live
+        """
         pending: Future[Any] = Future()
 
         def start() -> None:
             if self.question.request is not None:
                 raise InvalidInputError("this session is busy; wait for its other call to return")
+            for key in keys:
+                self._branch(key)
             self.question.pending = pending
             self.question.request = request
 
@@ -74,6 +83,9 @@ class Session:
                 f"{len(branches)} branches exceed max_branches {self._max_branches}; raise it or "
                 "decode fewer at once"
             )
+        keys = tuple(ref.key for ref in branches)
+        if len(set(keys)) != len(keys):
+            raise InvalidInputError("a branch can be decoded once at a time; fork it first")
         self._num_rounds += 1
         sample = Sample(
             prefix=ROOT,
@@ -84,7 +96,7 @@ class Session:
             stage=0,
             round=self._num_rounds,
         )
-        results = self.ask(Continue(keys=tuple(ref.key for ref in branches), sample=sample))
+        results = self.ask(Continue(keys=keys, sample=sample), keys)
         for ref, result in zip(branches, results, strict=True):
             ref.last = result
         return results
