@@ -1,0 +1,1 @@
+"""How often answers are right, against the search and its beam size: `stagebeam evaluate`."""

@@ -1,0 +1,101 @@
+"""Where a measurement comes from: machine, versions, commit, command and the model's content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stagebeam.engine.checkpoints import BUNDLED_CHECKPOINT
+
+ROOT = Path(__file__).resolve().parents[1]  # the checkout, or site-packages/stagebeam
+PACKAGES = ("stagebeam", "torch", "transformers", "tokenizers", "numpy", "pillow")
+MODEL_FILES = (".safetensors", ".json", ".jinja", ".model")
+
+
+def machine() -> dict[str, Any]:
+    """The hardware that bears on a measurement."""
+    has_affinity = hasattr(os, "sched_getaffinity")
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' that matter."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def commit() -> str | None:
+    """The checkout's commit, "+changes" where tracked files differ from it; None outside of one."""
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        name = _git("rev-parse", "--short=12", "HEAD")
+        has_changes = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{name}+changes" if has_changes else name
+
+
+def command() -> str:
+    """The command line, without the path of the interpreter or script."""
+    return shlex.join(["stagebeam", *sys.argv[1:]])
+
+
+def model(folder: Path) -> dict[str, str]:
+    """The checkpoint's path, relative to the checkout where it lies inside, and its content's hash."""
+    resolved = folder.resolve()
+    is_inside = resolved.is_relative_to(ROOT)
+    path = resolved.relative_to(ROOT).as_posix() if is_inside else str(folder)
+    is_bundled = resolved == BUNDLED_CHECKPOINT.resolve()
+    return {
+        "path": f"{path} (bundled)" if is_bundled else path,
+        "sha256": content_hash(folder),
+    }
+
+
+def content_hash(folder: Path) -> str:
+    """SHA-256 over the names and contents of the files that a checkpoint consists of."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in MODEL_FILES:
+            digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
