@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stagebeam.engine.engine import Engine
 from stagebeam.engine.models.processor import PreparedImage
+from stagebeam.engine.outputs import Answer
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Row:
 class Probe:
     """Attach to an idle engine; the counts and rows are of everything since.
 
-    num_reprefilled: branches that were prefilled a second time because their blocks were dropped
+    num_prefilled: tokens; num_dropped: times that a question's cached blocks were dropped for another
+    decode_sizes:  rows of each decode step
     """
 
     def __init__(self, engine: Engine, *, keeps_rows: bool = True) -> None:
@@ -40,7 +42,7 @@ class Probe:
         self.engine, self.loop = engine, loop
         self.runner, self.cache = loop._runner, loop._runner.kv_cache
         self.rows: list[Row] = []
-        self.num_decodes = self.num_prefills = self.num_encodes = self.num_rows = 0
+        self.num_decodes = self.num_prefills = self.num_encodes = 0
         self.num_prefilled = 0
         self.decode_sizes: list[int] = []
         self.num_dropped = 0
@@ -68,7 +70,6 @@ class Probe:
             for (token_ids, image), row in zip(contexts, self._last_logits):
                 self.rows.append(Row(token_ids, image, row))
             self.num_decodes += 1
-            self.num_rows += len(batch.rows)
             self.decode_sizes.append(len(batch.rows))
             return result
 
@@ -92,8 +93,9 @@ class Probe:
             return self._poison_slots(append_one(seqs))
 
         def watched_make_room(question):
-            self.num_dropped += 1
-            return make_room(question)
+            has_dropped = make_room(question)
+            self.num_dropped += has_dropped
+            return has_dropped
 
         runner.decode, runner.prefill, runner.encode_image = (
             watched_decode,
@@ -178,6 +180,19 @@ def held(engine: Engine) -> Iterator[None]:
         yield
     finally:
         go.set()
+
+
+def choices(answer: Answer) -> list[object]:
+    """Everything that was chosen: tokens, ends, winners and matches, without floating point."""
+    return [
+        (
+            stage.name,
+            [(c.token_ids, c.text, c.finish_reason) for c in stage.candidates],
+            [(m.first, m.second, m.winner, m.kind, m.verdict_text) for m in stage.matches],
+            stage.winner,
+        )
+        for stage in answer.stages
+    ]
 
 
 def assert_nothing_held(engine: Engine) -> None:
