@@ -25,10 +25,11 @@ from stagebeam.engine.question import Question, Scorer
 from stagebeam.engine.scheduler import stage_widths, worst_case_blocks
 from stagebeam.engine.search.policies import make_policy
 from stagebeam.engine.search.requests import Until
-from stagebeam.engine.stages import StagePlan
+from stagebeam.engine.stages import JudgePrompts, StagePlan
 
 _SEED_DOMAIN = 0xFFFFFFFE  # counter word of the questions' seeds; no token id or draw uses it
 
+JUDGED_STRATEGIES = ("stage_beam", "best_of_n", "sentence_beam")
 QuestionText = str | Sequence[Message]
 
 
@@ -56,6 +57,7 @@ class Intake:
         self._bos_id = bos_id
         self._cancel = cancel
         self._num_questions = 0
+        self._checked_words: set[tuple[JudgePrompts, str, bool]] = set()
         self._id_lock = threading.Lock()
 
     def question(
@@ -88,6 +90,7 @@ class Intake:
         built.policy = make_policy(
             built.text, built.plan, built.search, built.sampling, built.judge, built.seed
         )
+        self._check_words(built)
         widths = stage_widths(built.search, built.plan, built.sampling.max_tokens)
         self._check_fits(built, widths)
         return built
@@ -211,6 +214,16 @@ class Intake:
     def _derive_seed(self, number: int) -> int:
         words = philox4x32(self._seed, (number & 0xFFFFFFFF, _SEED_DOMAIN, number >> 32, 0))
         return words[0] | words[1] << 32
+
+    def _check_words(self, question: Question) -> None:
+        """Refuse a plan's judge whose verdicts cannot be compared; looked at once a plan."""
+        if question.search.strategy not in JUDGED_STRATEGIES:
+            return
+        has_gate = question.judge.has_gate and any(s.has_gate for s in question.plan.stages)
+        words = (question.plan.prompts, question.judge.mode, has_gate)
+        if words not in self._checked_words:
+            question.asker.check(has_gate=has_gate)
+            self._checked_words.add(words)
 
     def _check_fits(self, question: Question, widths: Sequence[tuple[int, int]]) -> None:
         """Refuse a question that can never fit, with the arithmetic."""

@@ -20,7 +20,7 @@ from stagebeam.engine.judge.verdict import (
 )
 from stagebeam.engine.models.processor import Processor
 from stagebeam.engine.params import JudgeParams
-from stagebeam.engine.search.requests import Gate, Judge, Verdict
+from stagebeam.engine.search.requests import Gate, Judge, Pair, Verdict
 from stagebeam.engine.stages import JudgePrompts
 
 _REVERSED = 1 << 23  # marks the second order's draws in a verdict's uid
@@ -96,6 +96,12 @@ class Asker:
                     )
                 )
         return prompts
+
+    def check(self, *, has_gate: bool) -> None:
+        """Refuse, before anything runs, words that this tokenizer cannot judge by logits."""
+        self.write(Judge(pairs=(Pair(first="a", second="b"),), criterion=""))
+        if has_gate:
+            self.write(Gate(reasonings=("a",), indices=(0,)))
 
     def read(self, request: Judge | Gate, results: Sequence[PromptResult]) -> list[Any]:
         """The request's answer from its prompts' results: verdicts, or the gate's booleans."""
