@@ -49,7 +49,7 @@ class AnswerLog:
     def __init__(self, path: Path, settings: Mapping[str, Any], commit: str | None = None) -> None:
         self.records: list[Record] = []
         self.commit = commit
-        path.parent.mkdir(parents=True, exist_ok=True)
+        settings = json.loads(json.dumps(settings))  # as it will be read: tuples are lists
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # the last is torn
         whole = 0
         header = _parse(lines[0]) if lines else None

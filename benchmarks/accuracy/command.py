@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -98,8 +97,10 @@ def run_evaluate(options: argparse.Namespace) -> int:
             num_judge_pairs=options.judge_pairs,
         )
         output = Path(options.output) if options.output else _default_output(evaluation)
-        _prepare(output, options.restart)
-        document = evaluate(engine, evaluation, output)
+        try:
+            document = evaluate(engine, evaluation, output, is_restart=options.restart)
+        except OSError as error:
+            raise InvalidInputError(f"--output {output}: cannot write there: {error}") from error
     written = [RESULTS, TABLE, *_draw(document, output / PLOT)]
     print(f"wrote {', '.join(written)} in {output}", file=sys.stderr)
     print(json.dumps(document, ensure_ascii=False) if options.json else to_markdown(document))
@@ -119,15 +120,6 @@ def _default_output(evaluation: Evaluation) -> Path:
 
 def _is_greedy(contenders: Any) -> bool:
     return all(contender.strategy == "greedy" for contender in contenders)
-
-
-def _prepare(output: Path, is_restart: bool) -> None:
-    try:
-        if is_restart:
-            shutil.rmtree(output / "answers", ignore_errors=True)
-        (output / "answers").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError(f"--output {output}: cannot write there: {error}") from error
 
 
 def _draw(document: dict[str, Any], path: Path) -> list[str]:

@@ -25,7 +25,7 @@ def draw_plot(document: dict[str, Any], path: Path) -> None:
     sampled = [row for row in document["rows"] if row["temperature"] is not None]
     greedy = [row for row in document["rows"] if row["temperature"] is None]
     temperatures = list(dict.fromkeys(row["temperature"] for row in sampled)) or [None]
-    figure = Figure(figsize=(1.0 + 5.2 * len(temperatures), 4.2), layout="constrained")
+    figure = Figure(figsize=(1.0 + 5.2 * len(temperatures), 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(temperatures), sharey=True, squeeze=False)[0]
     for axes, temperature in zip(panels, temperatures, strict=True):
@@ -33,7 +33,12 @@ def draw_plot(document: dict[str, Any], path: Path) -> None:
         if temperature is not None:
             axes.set_title(f"temperature {temperature:g}", fontsize=10)
     panels[0].set_ylabel("answers right (%), 95 % interval")
-    panels[0].legend(frameon=False, fontsize=9)
+    lines = {
+        label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels())
+    }
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=9
+    )
     figure.suptitle(
         f"{document['data']}, {document['split']} split, {document['num_questions']} questions",
         fontsize=11,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -70,10 +71,18 @@ class Evaluation:
                 raise InvalidInputError(f"{name} needs the shapes data set, got {self.data}")
 
 
-def evaluate(engine: Engine, evaluation: Evaluation, output: Path) -> dict[str, Any]:
-    """Run the evaluation; the document is also in `output`, with the answers behind it."""
+def evaluate(
+    engine: Engine, evaluation: Evaluation, output: Path, *, is_restart: bool = False
+) -> dict[str, Any]:
+    """Run the evaluation; the document is also in `output`, with the answers behind it.
+
+    Answers that `output` holds from a run of the same settings are taken, unless `is_restart`.
+    """
     questions = _read(engine, evaluation, evaluation.split)
     setting = _setting(engine, evaluation, output)
+    if is_restart:
+        shutil.rmtree(setting.folder, ignore_errors=True)
+    setting.folder.mkdir(parents=True, exist_ok=True)
     document = _head(engine, evaluation, len(questions), setting)
     temperatures = [evaluation.sampling.temperature] if evaluation.has_own_temperature else []
     if evaluation.temperature_range is not None:

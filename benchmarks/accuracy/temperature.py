@@ -22,7 +22,7 @@ class TemperatureSearch:
 
     low: float
     high: float
-    wanted: tuple[float, float] = WANTED
+    wanted: tuple[float, float]
     temperature: float | None = None
     trials: list[tuple[float, float]] = field(default_factory=list)
 
@@ -45,7 +45,7 @@ def find_temperature(
     low: float, high: float, error_at: Callable[[float], float]
 ) -> TemperatureSearch:
     """Halve [low, high] until the error lies in WANTED; the ends themselves are not tried."""
-    search = TemperatureSearch(low=low, high=high)
+    search = TemperatureSearch(low=low, high=high, wanted=WANTED)
     for _ in range(MAX_TRIALS):
         middle = round((low + high) / 2, _DIGITS)
         error = error_at(middle)
