@@ -68,11 +68,16 @@ class Asker:
         self._add_bos = add_bos
 
     def write(self, request: Judge | Gate) -> list[JudgePrompt]:
-        """The prompts of a request: an item's orders side by side, items in the request's order."""
+        """The prompts of a request: an item's orders side by side, items in the request's order.
+
+        What the model wrote may spell a special token: it stays text.
+        """
+        plain = self._processor.without_specials
+        hints = [(name, plain(text)) for name, text in request.hints]
         if isinstance(request, Gate):
             return [
                 self._prompt(
-                    gate_text(self._prompts, request.hints, reasoning),
+                    gate_text(self._prompts, hints, plain(reasoning)),
                     self._prompts.gate_verdict,
                     self._prompts.gate_words,
                     gate_uid(request.stage, index, request.round),
@@ -82,12 +87,13 @@ class Asker:
             ]
         prompts = []
         for pair in request.pairs:
-            orders = [(pair.first, pair.second, pair.index)]
+            one, other = plain(pair.first), plain(pair.second)
+            orders = [(one, other, pair.index)]
             if self._params.has_both_orders:
-                orders.append((pair.second, pair.first, pair.index | _REVERSED))
+                orders.append((other, one, pair.index | _REVERSED))
             for first, second, index in orders:
                 text = pair_text(
-                    self._prompts, request.criterion, self._question, request.hints, first, second
+                    self._prompts, request.criterion, self._question, hints, first, second
                 )
                 uid = verdict_uid(request.stage, index, request.round)
                 prompts.append(

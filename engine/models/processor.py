@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,8 @@ class Processor:
     def __init__(self, folder: Path, spec: ModelSpec) -> None:
         self._spec = spec
         self.tokenizer = _load_tokenizer(folder)
+        specials = [t.content for t in self.tokenizer.added_tokens_decoder.values() if t.special]
+        self._specials = re.compile("|".join(map(re.escape, specials)) or r"(?!)")
         self._image_processor = _load_image_processor(folder, spec) if spec.vision else None
         generation = read_json(folder / "generation_config.json") or {}
         self.generation_defaults = {
@@ -78,6 +81,10 @@ class Processor:
         if bos_id is None:
             raise InvalidInputError("add_bos is true but the tokenizer has no begin-of-text token")
         return [bos_id, *ids]
+
+    def without_specials(self, text: str) -> str:
+        """The text with every special token's spelling broken by a space, so that it stays text."""
+        return self._specials.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
