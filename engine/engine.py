@@ -11,18 +11,19 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stagebeam.engine.arguments import as_arguments, check_positive
+from stagebeam.engine.arguments import as_arguments, check_positive, check_type
 from stagebeam.engine.checkpoints import find_checkpoint
 from stagebeam.engine.comparison import Comparison
 from stagebeam.engine.decoding import Decoder
 from stagebeam.engine.device import pick_device, pick_dtype
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.handle import Handle
-from stagebeam.engine.intake import Intake, QuestionText
+from stagebeam.engine.intake import Intake
 from stagebeam.engine.loop import EngineLoop
 from stagebeam.engine.memory.image_slots import ImageSlots
 from stagebeam.engine.memory.kv_cache import KVCache
 from stagebeam.engine.memory.plan import plan_memory
+from stagebeam.engine.messages import QuestionText
 from stagebeam.engine.models.images import ImageSource
 from stagebeam.engine.models.loader import load_model, read_spec
 from stagebeam.engine.models.processor import load_processor
@@ -79,6 +80,9 @@ class Engine:
             check_positive("kv_cache_bytes", kv_cache_bytes)
         if num_image_slots is not None:
             check_positive("num_image_slots", num_image_slots)
+        if max_model_len is not None:
+            check_positive("max_model_len", max_model_len)
+        check_type("plan", plan, StagePlan)
         if not (isinstance(seed, int) and 0 <= seed <= MAX_SEED):
             raise InvalidInputError(f"seed must be an int in 0 .. 2**64 - 1, got {seed!r}")
         self.path = folder

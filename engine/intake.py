@@ -6,7 +6,7 @@ Takes no block and no image slot. Every fault of the caller is a ValueError from
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from stagebeam.bindings._core import philox4x32
@@ -17,8 +17,9 @@ from stagebeam.engine.generate import finish_generate, generate_policy
 from stagebeam.engine.handle import Handle
 from stagebeam.engine.judge.asker import Asker
 from stagebeam.engine.memory.plan import MemoryPlan
+from stagebeam.engine.messages import QuestionText, as_messages, last_text
 from stagebeam.engine.models.images import ImageSource
-from stagebeam.engine.models.processor import Message, PreparedImage, Processor
+from stagebeam.engine.models.processor import PreparedImage, Processor
 from stagebeam.engine.outputs import Answer, SearchResult
 from stagebeam.engine.params import JudgeParams, SamplingParams, SearchParams
 from stagebeam.engine.question import Question, Scorer
@@ -30,7 +31,6 @@ from stagebeam.engine.stages import JudgePrompts, StagePlan
 _SEED_DOMAIN = 0xFFFFFFFE  # counter word of the questions' seeds; no token id or draw uses it
 
 JUDGED_STRATEGIES = ("stage_beam", "best_of_n", "sentence_beam")
-QuestionText = str | Sequence[Message]
 
 
 class Intake:
@@ -111,11 +111,11 @@ class Intake:
         check_type("sampling", sampling, SamplingParams)
         check_type("judge", judge, JudgeParams)
         check_type("plan", plan, StagePlan)
-        messages = _as_messages(question, image is not None)
+        messages = as_messages(question, image is not None)
         prepared = None if image is None else self._processor.preprocess(image)
         rendered = self._processor.render(messages)
         return self._build(
-            _last_text(messages),
+            last_text(messages),
             self._processor.encode(rendered, add_bos=self._add_bos),
             prepared,
             search=search or SearchParams(),
@@ -263,36 +263,3 @@ def _finish_answer(question: Question, result: SearchResult) -> None:
         image_png=question.image.png if question.image is not None else None,
     )
     question.handle.finish(answer, Done(answer=answer))
-
-
-def _as_messages(question: QuestionText, has_image: bool) -> list[Message]:
-    """Chat messages in HF's form, with the image part first where there is an image."""
-    if isinstance(question, str):
-        if not question.strip():
-            raise InvalidInputError("the question is empty; ask something")
-        content: list[dict[str, str]] = [{"type": "text", "text": question}]
-        if has_image:
-            content.insert(0, {"type": "image"})
-        return [{"role": "user", "content": content}]
-    if not (
-        isinstance(question, (list, tuple))
-        and question
-        and all(isinstance(message, Mapping) for message in question)
-    ):
-        raise InvalidInputError(
-            f"the question must be a text or a list of chat messages, got {question!r}"
-        )
-    return list(question)
-
-
-def _last_text(messages: Sequence[Message]) -> str:
-    """The last user turn's text: what the judge is told the question was."""
-    last = messages[-1]
-    if not isinstance(last, Mapping) or last.get("role") != "user":
-        raise InvalidInputError("the last chat message must be the user's")
-    content = last.get("content")
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, Sequence) or not all(isinstance(p, Mapping) for p in content):
-        raise InvalidInputError("a chat message's content must be a text or a list of parts")
-    return "\n".join(part["text"] for part in content if part.get("type") == "text")

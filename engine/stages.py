@@ -194,8 +194,14 @@ class StagePlan:
         """Build a plan from its JSON form; `prompts` may be partial, the rest is LLaVA-CoT's."""
         _check_keys(data, cls, "stage plan")
         stages = []
-        for entry in data.get("stages", ()):
+        entries = data.get("stages", ())
+        if not isinstance(entries, (list, tuple)):
+            raise InvalidInputError(f"a stage plan's stages must be a list, got {entries!r}")
+        for entry in entries:
             _check_keys(entry, Stage, "stage")
+            missing = {"name", "tag"} - set(entry)
+            if missing:
+                raise InvalidInputError(f"a stage needs a name and a tag, got {dict(entry)!r}")
             sampling = entry.get("sampling")
             if isinstance(sampling, Mapping):
                 _check_keys(sampling, SamplingParams, "stage sampling")
