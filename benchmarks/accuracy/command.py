@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _RECORDED = Path(__file__).resolve().parents[1] / "results"  # of a checkout; not installed
 _SHAPES_STRATEGIES = "greedy,stage_beam:1,2,3,4,8,best_of_n:1,10,sentence_beam:2"
-_ROWS_AT_ONCE = 64  # of a decode step, where no search is wider
+_ROWS_AT_ONCE = 128  # of a decode step, where no search is wider; the fastest on two CPU cores
 _SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "max_tokens")
 
 
