@@ -22,7 +22,9 @@ def script(engine) -> Callable[..., Engine]:
     """Make the engine write given texts: name of the stage -> a text (or its pieces, each with
     tokens of its own) a candidate."""
 
-    def attach(texts: dict[str, Sequence[str | tuple[str, ...]]], target: Engine = engine) -> Engine:
+    def attach(
+        texts: dict[str, Sequence[str | tuple[str, ...]]], target: Engine = engine
+    ) -> Engine:
         loop, runner = target._loop, target._loop._runner
         decode, logits = runner.decode, runner.model.logits
         encode = target.processor.encode
