@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import shlex
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from stagebeam.engine.checkpoints import BUNDLED_CHECKPOINT
+from stagebeam.engine.machine import cpu_name, num_cores, package_versions
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout, or site-packages/stagebeam
 PACKAGES = ("stagebeam", "torch", "transformers", "tokenizers", "numpy", "pillow")
@@ -23,10 +22,9 @@ MODEL_FILES = (".safetensors", ".json", ".jinja", ".model")
 
 def machine() -> dict[str, Any]:
     """The hardware that bears on a measurement."""
-    has_affinity = hasattr(os, "sched_getaffinity")
     return {
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count(),
+        "cpu": cpu_name(),
+        "cores": num_cores(),
         "torch_threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "platform": f"{platform.system()} {platform.machine()}",
@@ -35,13 +33,7 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Python's and the packages' that matter."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return package_versions(PACKAGES)
 
 
 def commit() -> str | None:
@@ -90,12 +82,3 @@ def _git(*arguments: str) -> str:
         ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
     )
     return done.stdout.strip()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"

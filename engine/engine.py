@@ -165,7 +165,7 @@ class Engine:
         scorer: Scorer | None = None,
     ) -> Answer:
         """Answer one question and wait for it; see `submit` for the arguments and errors."""
-        question_ = self._intake.question(
+        handle = self.submit(
             question,
             image,
             search=search,
@@ -173,12 +173,12 @@ class Engine:
             judge=judge,
             plan=plan,
             scorer=scorer,
+            has_events=False,
         )
-        self._loop.submit(question_)
         try:
-            return question_.handle.result()
+            return handle.result()
         except KeyboardInterrupt:
-            question_.handle.cancel()
+            handle.cancel()
             raise
 
     def submit(

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
+from stagebeam.engine.branch import ROOT
 from stagebeam.engine.decoding import Decoder
 from stagebeam.engine.errors import CancelledError, CapacityError
 from stagebeam.engine.events import StageCommitted
 from stagebeam.engine.judging import Judging
 from stagebeam.engine.outputs import Match, SearchResult
 from stagebeam.engine.prefill import PrefillQueue
-from stagebeam.engine.question import Cache, Continue, Question
+from stagebeam.engine.question import Cache, Continue, LiveBranch, Question
 from stagebeam.engine.sampling import Sampling
 from stagebeam.engine.search.requests import (
     Commit,
@@ -179,9 +180,9 @@ class EngineLoop:
             self._waiting.popleft()
             self._running.append(question)
             question.timings.queue = time.perf_counter() - question.submitted_at
-            root = question.new_branch(list(question.prompt_ids), None)
-            root.key = 0
-            question.branches = {0: root}
+            question.branches[ROOT.key] = LiveBranch(
+                key=ROOT.key, token_ids=list(question.prompt_ids)
+            )
             if question.policy is not None:
                 self._advance(question, None)
             elif question.pending is not None:

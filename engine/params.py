@@ -163,7 +163,7 @@ class SearchParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgeParams:
-    """How candidates are compared (METHOD section 2).
+    """How candidates are compared (as in LLaVA-CoT's first versions).
 
     mode:       "logits", one forward pass and no generated token, or "generate", the published form
     tournament: "paper" (two at random, the winner back), "knockout" or "round_robin"

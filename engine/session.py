@@ -6,13 +6,13 @@ other question. Invariant: `root.release()` (or leaving `with`) frees all that t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from stagebeam.engine.branch import ROOT, Branch, FinishReason
 from stagebeam.engine.errors import InvalidInputError
+from stagebeam.engine.judge.tournament import sigmoid
 from stagebeam.engine.loop import EngineLoop
 from stagebeam.engine.outputs import Usage
 from stagebeam.engine.params import SamplingParams
@@ -114,7 +114,7 @@ class Session:
         verdicts: list[Verdict] = self.ask(
             Judge(pairs=judged, criterion=criterion, hints=tuple(hints), round=self._num_rounds)
         )
-        return [1 / (1 + math.exp(-max(-700.0, min(700.0, v.log_odds)))) for v in verdicts]
+        return [sigmoid(verdict.log_odds) for verdict in verdicts]
 
     def new_branches(self, key: int, n: int) -> list[BranchRef]:
         """Fork by reference: nothing is copied until somebody writes."""

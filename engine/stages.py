@@ -1,7 +1,7 @@
 """The stage plan: which stages an answer has, their tags, and how the judge is asked about them.
 
 Plain data with a JSON form, so that users can replace any of it. The words are this project's; the
-structure is the published one (METHOD section 2): a role sentence with the stage's criterion, the
+structure is the published one (LLaVA-CoT, arXiv 2411.10440): a role sentence with the stage's criterion, the
 question, a hint, two numbered candidates, a reminder and a strict verdict line.
 """
 

@@ -1,6 +1,6 @@
 """What a training run is made of: optimiser, schedule, phases and the run's own settings.
 
-Frozen and validated once; the defaults are the published recipe (METHOD-level facts: lr 1e-5, three
+Frozen and validated once; the defaults are the published recipe (lr 1e-5, three
 epochs, AdamW without decay, step decay per epoch, no warm-up, no clipping, seed 42).
 """
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
-import sys
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from stagebeam.engine.checkpoints import BUNDLED_CHECKPOINT
 from stagebeam.engine.cli.options import add_model_options, make_engine
+from stagebeam.engine.machine import cpu_name, num_cores, package_versions
 from stagebeam.engine.memory.plan import GIB, free_memory_bytes
 from stagebeam.kernels.registry import table
 
@@ -48,7 +45,7 @@ def examine(options: argparse.Namespace) -> dict[str, Any]:
     """The report as plain data; a checkpoint that does not load is a reason in words."""
     cpu = torch.device("cpu")
     devices = {
-        "cpu": f"{_cpu_name()}, {_num_cores()} cores, {free_memory_bytes(cpu) / GIB:.1f} GiB free"
+        "cpu": f"{cpu_name()}, {num_cores()} cores, {free_memory_bytes(cpu) / GIB:.1f} GiB free"
     }
     for i in range(torch.cuda.device_count()):
         devices[f"cuda:{i}"] = torch.cuda.get_device_name(i)
@@ -58,7 +55,7 @@ def examine(options: argparse.Namespace) -> dict[str, Any]:
     for row in table():
         kernels.setdefault(row.op, {})[row.backend] = row.reason or "available"
     return {
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": package_versions(_PACKAGES),
         "devices": devices,
         "torch threads": torch.get_num_threads(),
         "tools": {tool: shutil.which(tool) or "not found" for tool in _TOOLS},
@@ -81,31 +78,6 @@ def _checkpoint(options: argparse.Namespace) -> dict[str, Any]:
             }
     except ValueError as error:
         return {"path": str(options.model or BUNDLED_CHECKPOINT), "error": str(error)}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or sys.platform
 
 
 def _lines(content: Any) -> list[str]:

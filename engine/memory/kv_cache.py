@@ -42,10 +42,6 @@ class KVCache:
         self._device = device
         self._ops = ops
 
-    def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold `num_tokens` tokens from a block's start."""
-        return -(-num_tokens // self.block_size)
-
     def append(self, seq: int, num_tokens: int) -> np.ndarray:
         """Extend a sequence within its reservation; returns its new slots, int32 [num_tokens]."""
         taken = self.pool.append(seq, num_tokens)

@@ -28,7 +28,6 @@ class MemoryPlan:
     block_bytes: int
     num_image_slots: int
     image_slot_bytes: int
-    budget_bytes: int
     weight_bytes: int
     max_model_len: int
 
@@ -126,7 +125,6 @@ def plan_memory(
         block_bytes=block_bytes,
         num_image_slots=num_image_slots,
         image_slot_bytes=slot_bytes,
-        budget_bytes=budget,
         weight_bytes=spec.weight_bytes(itemsize),
         max_model_len=min(context, int(num_blocks) * block_size),
     )

@@ -61,8 +61,6 @@ class CrossRows:
              row at or after the image token, all of them (padded tiles too) for a row before it
     has_mlp: [num_rows] bool; False for rows before the image token, whose cross-layer MLP output HF
              zeroes
-    has_textless: whether any row has slot -1 (known on the host, so that the common case skips
-             the masking)
     """
 
     group_offsets: Tensor
@@ -71,7 +69,6 @@ class CrossRows:
     slots: Tensor
     kv_lens: Tensor
     has_mlp: Tensor
-    has_textless: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ from stagebeam.engine.models.loader import read_json
 from stagebeam.engine.models.spec import ModelSpec
 
 SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k")
-TEXT_PART, IMAGE_PART = "text", "image"
+TEXT_PART = "text"
 
 Message = Mapping[str, Any]
 

@@ -141,7 +141,6 @@ def _prefill_cross(
         **_slot_groups(slots, device),
         kv_lens=_int32(np.where(slots < 0, 1, kv_lens)).to(device),
         has_mlp=torch.from_numpy(sees_image).to(device),
-        has_textless=bool((slots < 0).any()),
     )
 
 
@@ -263,7 +262,6 @@ def _decode_cross(rows: Sequence[DecodeRow], device: torch.device) -> CrossRows 
         **_slot_groups(slots, device),
         kv_lens=_int32([row.image.valid_tokens if row.image else 1 for row in rows]).to(device),
         has_mlp=torch.ones(len(rows), dtype=torch.bool, device=device),
-        has_textless=any(row.image is None for row in rows),
     )
 
 

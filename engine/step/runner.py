@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,9 +21,13 @@ from stagebeam.engine.models.processor import PreparedImage
 from stagebeam.engine.step.batch import DecodeBatch, PrefillChunk, prefill_batch
 from stagebeam.engine.tag_automaton import TagBank
 from stagebeam.kernels.registry import Ops
+from stagebeam.kernels.sample_step import FINISH
 
-# `sample_step`'s finish codes in order; None is a branch that goes on.
-FINISH_REASONS: tuple[FinishReason | None, ...] = (None, "tag", "eos", "length", "wrong_tag")
+# By finish code; None is a branch that goes on.
+FINISH_REASONS = {
+    code: None if reason == "running" else cast(FinishReason, reason)
+    for code, reason in FINISH.items()
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,7 +258,6 @@ class PagedRun:
             slots=_int32(self._slots[rows]),
             kv_lens=_int32(kv_lens),
             has_mlp=torch.from_numpy(sees_image),
-            has_textless=bool((self._slots < 0).any()),
         )
 
     def _encode(self, image: Image, slot: int) -> None:

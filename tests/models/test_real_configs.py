@@ -114,7 +114,6 @@ def test_a_decode_pass_of_the_11b_runs_on_meta(ops):
             slots=int32(4),
             kv_lens=int32(4),
             has_mlp=int32(4).bool(),
-            has_textless=False,
         ),
     )
     hidden = model.forward(batch, caches(32, 100, 16), caches(8, 2, 6404))

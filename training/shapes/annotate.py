@@ -12,8 +12,6 @@ from dataclasses import dataclass, fields
 from stagebeam.training.shapes.questions import Question, holds, true_answer
 from stagebeam.training.shapes.scene import COLUMNS, PLACES, ROWS, Scene, Thing
 
-STAGE_NAMES = ("summary", "caption", "reasoning", "conclusion")
-
 
 @dataclass(frozen=True, slots=True)
 class Slip:
