@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,13 @@ def check_type(name: str, value: object, kind: type) -> None:
     """Refuse what is neither None nor of its class."""
     if value is not None and not isinstance(value, kind):
         raise InvalidInputError(f"{name} must be None or {kind.__name__}, got {value!r}")
+
+
+def check_seconds(name: str, value: object) -> None:
+    """Refuse what is neither None nor a finite time > 0."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 < value < math.inf):  # type: ignore[operator]
+        raise InvalidInputError(f"{name} must be None or a number of seconds > 0, got {value!r}")
 
 
 def as_arguments(entry: Any, shared: Mapping[str, Any]) -> dict[str, Any]:

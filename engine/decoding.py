@@ -23,8 +23,9 @@ from stagebeam.engine.step.runner import ModelRunner
 class Track:
     """One branch's output while it is decoded.
 
-    name, index: what events call it; name None tells nobody (a verdict)
+    name, round, index: what events call it; name None tells nobody (a verdict)
     on_finish:   called once, after the branch has left the batch
+    untold:      (token id, logprob) of tokens whose text no event has told yet
     """
 
     question: Question
@@ -32,7 +33,9 @@ class Track:
     on_finish: Callable[[Track], None]
     name: str | None
     index: int
+    round: int = 0
     is_judging: bool = False
+    untold: list[tuple[int, float]] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason = "aborted"
@@ -122,8 +125,8 @@ class Decoder:
             if finish is not None:
                 track.finish_reason = finish
                 finished.append(track)
-            if track.name is not None and track.question.handle.has_events:
-                self._tell(track, token_id, finish)
+            if track.name is not None and track.question.handle.has_listener:
+                self._tell(track, token_id, logprob, finish)
         if finished:
             self._batch.remove({track.row.seq for track in finished})
             for track in finished:
@@ -131,10 +134,28 @@ class Decoder:
             for track in finished:
                 track.on_finish(track)
 
-    def _tell(self, track: Track, token_id: int, finish: FinishReason | None) -> None:
+    def _tell(
+        self, track: Track, token_id: int, logprob: float, finish: FinishReason | None
+    ) -> None:
         name, handle = track.name or "", track.question.handle
+        track.untold.append((token_id, logprob))
         text = track.new_text(self._token_bytes[token_id] or b"", finish is not None)
         if text:
-            handle.emit(TokenText(stage=name, candidate=track.index, text=text))
+            token_ids, logprobs = zip(*track.untold)
+            track.untold.clear()
+            handle.emit(
+                TokenText(
+                    stage=name,
+                    round=track.round,
+                    candidate=track.index,
+                    text=text,
+                    token_ids=token_ids,
+                    logprobs=logprobs,
+                )
+            )
         if finish is not None:
-            handle.emit(CandidateFinished(stage=name, candidate=track.index, finish_reason=finish))
+            handle.emit(
+                CandidateFinished(
+                    stage=name, round=track.round, candidate=track.index, finish_reason=finish
+                )
+            )

@@ -17,6 +17,7 @@ from stagebeam.engine.comparison import Comparison
 from stagebeam.engine.decoding import Decoder
 from stagebeam.engine.device import pick_device, pick_dtype
 from stagebeam.engine.errors import InvalidInputError
+from stagebeam.engine.events import Listener
 from stagebeam.engine.handle import Handle
 from stagebeam.engine.intake import Intake
 from stagebeam.engine.loop import EngineLoop
@@ -150,7 +151,7 @@ class Engine:
             add_bos=self.add_bos,
             seed=seed,
             bos_id=self.spec.bos_id,
-            cancel=self._loop.cancel,
+            stop=self._loop.stop,
         )
 
     def answer(
@@ -192,6 +193,8 @@ class Engine:
         plan: StagePlan | None = None,
         scorer: Scorer | None = None,
         has_events: bool = True,
+        on_event: Listener | None = None,
+        deadline_seconds: float | None = None,
     ) -> Handle:
         """Start a question and return at once.
 
@@ -201,6 +204,11 @@ class Engine:
         plan:     None takes the engine's
         scorer:   for strategy "swires": (question, texts) -> one score a text; runs on the engine's
                   thread
+        has_events: keep events for `Handle.events()`
+        on_event: called with each event (docs/events.md) on the engine's thread instead; it must
+                  return at once and may cancel its question but not wait for any; what it raises
+                  ends its question with a ListenerError
+        deadline_seconds: from now; a question without an answer by then ends with a DeadlineError
         Errors: InvalidInputError, ImageError, and CapacityError for a question that can never fit.
         """
         question_ = self._intake.question(
@@ -212,6 +220,8 @@ class Engine:
             plan=plan,
             scorer=scorer,
             has_events=has_events,
+            on_event=on_event,
+            deadline_seconds=deadline_seconds,
         )
         self._loop.submit(question_)
         return question_.handle

@@ -1,4 +1,4 @@
-"""The user's faults, one `ValueError` subclass a kind.
+"""The user's faults, one `ValueError` subclass a kind, and the ways a question ends early.
 
 Every message says what is wrong, what was expected, what was got and what to do about it.
 """
@@ -22,3 +22,11 @@ class CapacityError(ValueError):
 
 class CancelledError(RuntimeError):
     """The question was cancelled, or the engine was closed, before an answer was ready."""
+
+
+class DeadlineError(TimeoutError):
+    """The question's own deadline passed before an answer was ready; it has ended."""
+
+
+class ListenerError(RuntimeError):
+    """The question's own event listener raised, or held the engine up; its cause says how."""

@@ -1,27 +1,47 @@
 """The caller's end of a running question: its result, its events, and a way to cancel it.
 
 Thread-safe. Invariant: a question ends exactly once, with a result or an error, and its event
-stream always ends.
+stream always ends. A listener runs on the engine's thread but cannot break it: what it raises, or a
+call that takes too long, ends its own question.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
-from stagebeam.engine.events import Done, Event, Failed
+from stagebeam.engine.errors import CancelledError, ListenerError
+from stagebeam.engine.events import Done, Event, Failed, Listener, failed
+
+MAX_LISTENER_SECONDS = 5.0  # of one call; a listener should take microseconds
+
+logger = logging.getLogger(__name__)
 
 
 class Handle:
-    """A submitted question."""
+    """A submitted question.
 
-    def __init__(self, cancel: Callable[[], None], has_events: bool) -> None:
+    stop:     ends the question with an error, from any thread
+    on_event: told of each event on the engine's thread, in place of the queue of `events()`
+    """
+
+    def __init__(
+        self,
+        stop: Callable[[BaseException], None],
+        has_events: bool,
+        on_event: Listener | None = None,
+    ) -> None:
         self._future: Future[Any] = Future()
-        self._events: queue.SimpleQueue[Event] | None = queue.SimpleQueue() if has_events else None
-        self._cancel = cancel
+        self._events: queue.SimpleQueue[Event] | None = None
+        if has_events and on_event is None:
+            self._events = queue.SimpleQueue()
+        self._listener = self._events.put if self._events is not None else on_event
+        self._stop = stop
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the answer (an `Answer`).
@@ -46,11 +66,13 @@ class Handle:
     def cancel(self) -> None:
         """Stop the question and free what it holds; no effect once it is done."""
         if not self._future.done():
-            self._cancel()
+            self._stop(CancelledError("the question was cancelled"))
 
     def events(self) -> Iterator[Event]:
         """What happens, as it happens, up to and including `Done` or `Failed`; for one consumer."""
-        assert self._events is not None, "this question was submitted without events"
+        assert self._events is not None, (
+            "this question was submitted without events, or with a listener"
+        )
         while True:
             event = self._events.get()
             yield event
@@ -58,13 +80,32 @@ class Handle:
                 return
 
     @property
-    def has_events(self) -> bool:
-        return self._events is not None
+    def has_listener(self) -> bool:
+        """Whether anybody hears of events."""
+        return self._listener is not None
 
     def emit(self, event: Event) -> None:
-        """The loop's side: tell the listener."""
-        if self._events is not None:
-            self._events.put(event)
+        """The loop's side: tell the listener; one that fails is not called again."""
+        if self._listener is None:
+            return
+        began = time.perf_counter()
+        cause: BaseException | None = None
+        problem = ""
+        try:
+            self._listener(event)
+        except BaseException as error:  # the caller's code, and the thread must outlive it
+            cause, problem = error, f"raised {type(error).__name__}: {error}"
+        seconds = time.perf_counter() - began
+        if cause is None and seconds > MAX_LISTENER_SECONDS:
+            problem = f"took {seconds:.1f} s, expected at most {MAX_LISTENER_SECONDS:g} s"
+        if not problem:
+            return
+        self._listener = None
+        logger.warning("a listener %s at %s; it hears no more", problem, event.type, exc_info=cause)
+        if not self._future.done():
+            failure = ListenerError(f"the question's event listener {problem}")
+            failure.__cause__ = cause
+            self._stop(failure)
 
     def finish(self, result: Any, event: Event) -> None:
         """The loop's side: end with a result."""
@@ -74,4 +115,4 @@ class Handle:
     def fail(self, error: BaseException) -> None:
         """The loop's side: end with an error."""
         self._future.set_exception(error)
-        self.emit(Failed(error=f"{type(error).__name__}: {error}"))
+        self.emit(failed(error))

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from stagebeam.bindings._core import philox4x32
-from stagebeam.engine.arguments import check_type
+from stagebeam.engine.arguments import check_seconds, check_type
 from stagebeam.engine.errors import CapacityError, InvalidInputError
-from stagebeam.engine.events import Done
+from stagebeam.engine.events import Done, Listener
 from stagebeam.engine.generate import finish_generate, generate_policy
 from stagebeam.engine.handle import Handle
 from stagebeam.engine.judge.asker import Asker
@@ -46,7 +46,7 @@ class Intake:
         add_bos: bool,
         seed: int,
         bos_id: int | None,
-        cancel: Callable[[Question], None],
+        stop: Callable[[Question, BaseException], None],
     ) -> None:
         self._processor = processor
         self._plan = plan
@@ -55,7 +55,7 @@ class Intake:
         self._add_bos = add_bos
         self._seed = seed
         self._bos_id = bos_id
-        self._cancel = cancel
+        self._stop = stop
         self._num_questions = 0
         self._checked_words: set[tuple[JudgePrompts, str, bool]] = set()
         self._id_lock = threading.Lock()
@@ -71,8 +71,13 @@ class Intake:
         plan: StagePlan | None = None,
         scorer: Scorer | None = None,
         has_events: bool = False,
+        on_event: Listener | None = None,
+        deadline_seconds: float | None = None,
     ) -> Question:
         """A question that a policy runs; None takes the defaults of the engine."""
+        if on_event is not None and not callable(on_event):
+            raise InvalidInputError(f"on_event must be None or callable, got {on_event!r}")
+        check_seconds("deadline_seconds", deadline_seconds)
         built = self.session(
             question,
             image,
@@ -81,7 +86,10 @@ class Intake:
             plan=plan,
             search=search,
             has_events=has_events,
+            on_event=on_event,
         )
+        if deadline_seconds is not None:
+            built.deadline = built.submitted_at + deadline_seconds
         if built.search.strategy == "swires" and scorer is None:
             raise InvalidInputError(
                 'strategy "swires" needs a scorer: a function (question, texts) -> scores'
@@ -105,6 +113,7 @@ class Intake:
         judge: JudgeParams | None = None,
         plan: StagePlan | None = None,
         has_events: bool = False,
+        on_event: Listener | None = None,
     ) -> Question:
         """A question without a policy."""
         check_type("search", search, SearchParams)
@@ -123,6 +132,7 @@ class Intake:
             judge=judge or JudgeParams(),
             plan=plan or self._plan,
             has_events=has_events,
+            on_event=on_event,
         )
 
     def prompt(self, prompt: str, sampling: SamplingParams | None) -> Question:
@@ -164,6 +174,7 @@ class Intake:
         judge: JudgeParams,
         plan: StagePlan,
         has_events: bool,
+        on_event: Listener | None = None,
     ) -> Question:
         position = self._processor.image_token_position(token_ids)
         if (position is None) != (image is None):
@@ -205,7 +216,7 @@ class Intake:
             judge=judge,
             seed=seed,
             asker=asker,
-            handle=Handle(lambda: self._cancel(question), has_events),
+            handle=Handle(lambda error: self._stop(question, error), has_events, on_event),
             finish=_finish_answer,
         )
         question.usage.prompt_tokens = len(token_ids)

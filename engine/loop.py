@@ -18,7 +18,7 @@ from typing import Any
 
 from stagebeam.engine.branch import ROOT
 from stagebeam.engine.decoding import Decoder
-from stagebeam.engine.errors import CancelledError, CapacityError
+from stagebeam.engine.errors import CancelledError, CapacityError, DeadlineError
 from stagebeam.engine.events import StageCommitted
 from stagebeam.engine.judging import Judging
 from stagebeam.engine.outputs import Match, SearchResult
@@ -92,10 +92,10 @@ class EngineLoop:
                 self._thread = threading.Thread(target=self._run, name="stagebeam", daemon=True)
                 self._thread.start()
 
-    def cancel(self, question: Question, reason: str = "the question was cancelled") -> None:
-        """End a question early; no effect on one that has ended."""
+    def stop(self, question: Question, error: BaseException) -> None:
+        """End a question early with `error`; no effect on one that has ended."""
         with suppress(CancelledError):  # a closed engine ends every question anyway
-            self.call(lambda: self._end(question, CancelledError(reason)))
+            self.call(lambda: self._end(question, error))
 
     def close(self) -> None:
         """Cancel every question and stop the thread; returns once it has stopped."""
@@ -115,7 +115,8 @@ class EngineLoop:
         while True:
             try:
                 if not (has_work or self._is_closed):
-                    self._commands.get()()
+                    with suppress(queue.Empty):
+                        self._commands.get(timeout=self._seconds_to_deadline())()
                 while not self._commands.empty():
                     self._commands.get()()
                 if self._is_closed:
@@ -134,6 +135,7 @@ class EngineLoop:
 
     def _turn(self) -> bool:
         """Admit, start, prefill, decode; False where nothing could be done."""
+        self._expire()
         num_admitted = self._admit()
         num_started = self._start_requests()
         has_passes = bool(self._prefills or self._decoder)
@@ -142,6 +144,18 @@ class EngineLoop:
         if self._decoder:
             self._decode_step()
         return has_passes or num_admitted > 0 or num_started > 0
+
+    def _seconds_to_deadline(self) -> float | None:
+        """Until a question must end unanswered; None where none must."""
+        deadlines = [q.deadline for q in [*self._running, *self._waiting] if q.deadline is not None]
+        return max(0.0, min(deadlines) - time.perf_counter()) if deadlines else None
+
+    def _expire(self) -> None:
+        now = time.perf_counter()
+        for question in [*self._running, *self._waiting]:
+            if question.deadline is not None and now >= question.deadline:
+                allowed = question.deadline - question.submitted_at
+                self._end(question, DeadlineError(f"no answer within {allowed:g} seconds"))
 
     def _prefill_pass(self) -> None:
         began = time.perf_counter()

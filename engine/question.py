@@ -60,6 +60,7 @@ class Question:
     """A question's whole state.
 
     id:       age; the lower goes first
+    deadline: `time.perf_counter()` at which it ends unanswered, None for never
     finish:   builds the answer from the policy's result and gives it to `handle`
     policy:   None for a session, whose caller asks for work itself and waits on `pending`
     request:  what is waited for; `is_in_flight` says whether it has been started
@@ -88,6 +89,7 @@ class Question:
     is_in_flight: bool = False
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
+    deadline: float | None = None
     submitted_at: float = field(default_factory=time.perf_counter)
 
     def new_branch(self, token_ids: list[int], seq: int | None) -> LiveBranch:

@@ -196,10 +196,11 @@ class Sampling:
                     row=row,
                     on_finish=partial(self._on_finish, round_, i),
                     name=request.name,
+                    round=request.round,
                     index=index,
                 )
             )
-        question.handle.emit(StageStarted(stage=request.name, num_candidates=len(branches)))
+        _tell_start(question, request, len(branches))
         num_left = len(jobs)
 
         def on_done(_: Any) -> None:
@@ -256,15 +257,31 @@ class Sampling:
         self, question: Question, request: Sample, branches: Sequence[LiveBranch]
     ) -> None:
         """No room is left in the context: every branch ends as "length" without a token."""
-        question.handle.emit(StageStarted(stage=request.name, num_candidates=len(branches)))
+        _tell_start(question, request, len(branches))
         results = []
         for i, branch in enumerate(branches):
             index = request.first_index + i
             question.handle.emit(
-                CandidateFinished(stage=request.name, candidate=index, finish_reason="length")
+                CandidateFinished(
+                    stage=request.name,
+                    round=request.round,
+                    candidate=index,
+                    finish_reason="length",
+                )
             )
             results.append(_without_room(branch, index))
         self._answer(question, results)
+
+
+def _tell_start(question: Question, request: Sample, num_candidates: int) -> None:
+    question.handle.emit(
+        StageStarted(
+            stage=request.name,
+            round=request.round,
+            first_candidate=request.first_index,
+            num_candidates=num_candidates,
+        )
+    )
 
 
 def _without_room(branch: LiveBranch, index: int) -> Branch:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from stagebeam.engine.branch import ROOT, Branch, FinishReason
-from stagebeam.engine.errors import InvalidInputError
+from stagebeam.engine.errors import CancelledError, InvalidInputError
 from stagebeam.engine.judge.tournament import sigmoid
 from stagebeam.engine.loop import EngineLoop
 from stagebeam.engine.outputs import Usage
@@ -156,7 +156,7 @@ class Session:
 
     def end(self) -> None:
         """Free everything and wait until it is freed; a second call has no effect."""
-        self._loop.cancel(self.question, "the session was released")
+        self._loop.stop(self.question, CancelledError("the session was released"))
         self.question.handle.wait()
 
     def token_ids(self, key: int) -> tuple[int, ...]:
