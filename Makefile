@@ -22,12 +22,12 @@ test-slow: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	git ls-files -z 'csrc/*.h' 'csrc/*.cpp' 'bindings/*.cpp' | xargs -0 $(VENV)/bin/clang-format --dry-run --Werror
+	git ls-files -z '*.h' '*.hpp' '*.c' '*.cpp' | xargs -0 $(VENV)/bin/clang-format --dry-run --Werror
 
 format: $(VENV)/.dev
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
-	git ls-files -z 'csrc/*.h' 'csrc/*.cpp' 'bindings/*.cpp' | xargs -0 $(VENV)/bin/clang-format -i
+	git ls-files -z '*.h' '*.hpp' '*.c' '*.cpp' | xargs -0 $(VENV)/bin/clang-format -i
 
 typecheck: $(VENV)/.dev
 	$(PYTHON) -m mypy
