@@ -63,6 +63,10 @@ class Handle:
         """Wait for the end, whatever it is; False after `timeout` seconds without one."""
         return not wait([self._future], timeout).not_done
 
+    def add_done_callback(self, callback: Callable[[], object]) -> None:
+        """Call `callback` once the question has ended, on the thread that ends it (or at once)."""
+        self._future.add_done_callback(lambda _: callback())
+
     def cancel(self) -> None:
         """Stop the question and free what it holds; no effect once it is done."""
         if not self._future.done():

@@ -1,5 +1,6 @@
 """stagebeam: a decoding engine for vision-language models that reason in stages."""
 
+from stagebeam.engine.async_engine import AsyncEngine
 from stagebeam.engine.engine import Engine
 from stagebeam.engine.outputs import Answer, GenerateOutput
 from stagebeam.engine.params import JudgeParams, SamplingParams, SearchParams, SwiresParams
@@ -9,6 +10,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Answer",
+    "AsyncEngine",
     "Engine",
     "GenerateOutput",
     "JudgeParams",
