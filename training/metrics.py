@@ -6,6 +6,7 @@ series.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ class Metrics:
     def __init__(
         self, output: Path, *, first_step: int, num_steps: int, show_progress: bool
     ) -> None:
-        path = output / "metrics.jsonl"
+        self._path = path = output / "metrics.jsonl"
         _drop_after(path, first_step)
         self._file = path.open("a", encoding="utf-8")
         self._board = None
@@ -47,9 +48,12 @@ class Metrics:
         )
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Add one line for `step`, numbers or strings by name."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        """Add one line for `step`, numbers or strings by name; raises OSError naming the file."""
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
@@ -64,7 +68,8 @@ class Metrics:
 
     def close(self) -> None:
         self._bar.close()
-        self._file.close()
+        with contextlib.suppress(OSError):  # what does not fit on the disk was told by write
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

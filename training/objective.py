@@ -124,7 +124,11 @@ class SFTObjective(nn.Module):
 def _keep_textual_rows(
     layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Tensor
 ) -> Tensor:
-    """Forward hook of a cross-attention layer: rows without an image keep their input."""
+    """Forward hook of a cross-attention layer: rows without an image keep their input.
+
+    HF skips the layer for such a row alone, but in a batch with images lets it attend to an empty
+    one; a loss must not depend on what shares the batch.
+    """
     row_has_image = kwargs.get("row_has_image")
     if row_has_image is None:
         return output

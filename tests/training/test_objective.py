@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from PIL import Image
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    MllamaProcessor,
+)
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from stagebeam.training import objective as objective_module
 from stagebeam.training.collate import collate
+from stagebeam.training.data import ImageReader
 from stagebeam.training.examples import Example, ImageInputs
 from stagebeam.training.objective import SFTObjective
 
@@ -77,6 +85,51 @@ def test_loss_and_gradients_equal_hf(mllama, tiles):
     assert found.keys() == wanted.keys()
     for name, grad in wanted.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_text_only_rows_are_as_hf_has_them_alone(mllama, mllama_dir):
+    """HF's processor gives a text-only row of a mixed batch an empty image, and HF's model lets the
+    row attend to it (only its MLP output is masked), so its loss depends on what shares the batch.
+    Alone, which is how it is answered, it skips the cross layers: that is what is trained here."""
+    tokenizer = AutoTokenizer.from_pretrained(mllama_dir)
+    tokenizer.padding_side = "right"
+    images = MllamaImageProcessorPil.from_pretrained(mllama_dir)
+    processor = MllamaProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
+    reader = ImageReader(mllama_dir)
+    picture = Image.effect_noise((16, 30), 90).convert("RGB")
+    texts = ["<|image|>Which colour is the square?", "How many red circles?"]
+    options = {"padding": True, "return_tensors": "pt", "add_special_tokens": False}
+    batch = processor(images=[[picture], []], text=texts, **options)
+    assert batch["aspect_ratio_ids"].tolist()[1] == [0]
+    assert not batch["cross_attention_mask"][1].any()
+    examples = []
+    for row, image in enumerate((reader.prepare(picture), None)):
+        ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
+        examples.append(Example(input_ids=ids, labelled=torch.arange(len(ids)) > 0, image=image))
+
+    def losses(inputs):
+        ids = inputs["input_ids"]
+        logits = mllama(**inputs).logits[:, :-1]
+        each = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+        )
+        return (each.view(len(ids), -1) * inputs["attention_mask"][:, 1:]).sum(1)
+
+    objective = SFTObjective(mllama)
+    with torch.no_grad():
+        mixed = losses(batch)
+        alone = [
+            losses(processor(images=[[picture]], text=texts[:1], **options))[0],
+            losses(processor(text=texts[1:], **options))[0],
+        ]
+        ours = [
+            objective(collate([one], objective.shape), one.image is not None) for one in examples
+        ]
+        both = objective(collate(examples, objective.shape), True)
+    torch.testing.assert_close(mixed[0], alone[0], rtol=1e-5, atol=1e-4)
+    assert abs(mixed[1] - alone[1]) > 1e-3
+    torch.testing.assert_close(ours, alone, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(both, sum(alone), rtol=1e-5, atol=1e-4)
 
 
 def test_image_changes_the_loss(mllama):

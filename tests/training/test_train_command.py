@@ -18,6 +18,8 @@ from stagebeam.engine.engine import Engine
 from stagebeam.engine.params import SamplingParams
 from stagebeam.training import checkpoint as checkpoint_module
 from stagebeam.training import cli as train_cli
+from stagebeam.training import metrics as metrics_module
+from stagebeam.training import trainer as trainer_module
 from stagebeam.training.collate import collate
 from stagebeam.training.data import open_conversations
 from stagebeam.training.export import export_model
@@ -209,6 +211,43 @@ def test_full_disk_is_told_and_resumed(data_dir, mllama_dir, tmp_path, capsys, m
     assert "step-00000002 is whole, resume from it" in error
     assert train(*arguments) == 0
     assert len(tiny_run.read_losses(output)) == 4
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+def test_metrics_that_do_not_fit_name_their_file(
+    data_dir, mllama_dir, tmp_path, capsys, monkeypatch
+):
+    class FullMetrics(metrics_module.Metrics):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self._file = open("/dev/full", "w")  # noqa: SIM115
+
+    monkeypatch.setattr(trainer_module, "Metrics", FullMetrics)
+    output = tmp_path / "run"
+    assert train(data_dir, "--model", mllama_dir, "--output", output, "--steps", 2) == 1
+    error = capsys.readouterr().err
+    assert f"No space left on device: '{output / 'metrics.jsonl'}'" in error
+    assert "Traceback" not in error
+
+
+def test_an_annotated_set_trains(mllama_dir, tmp_path):
+    data, output = tmp_path / "shapes", tmp_path / "run"
+    tasks = ("--tasks", "answer,judge-caption,gate")
+    assert main(["annotate", "shapes", "--output", str(data), "--num-examples", "4", *tasks]) == 0
+    assert train(
+        data, "--model", mllama_dir, "--output", output, "--steps", 12, "--learning-rate", 3e-3,
+    ) == 0  # fmt: skip
+    losses = tiny_run.read_losses(output)
+    assert len(losses) == 12
+    assert sum(losses[-3:]) < sum(losses[:3])
+    with Engine(output / "final") as engine:
+        row = json.loads((data / "train.jsonl").read_text().splitlines()[0])
+        answer = engine.answer(
+            row["conversations"][0]["value"],
+            image=data / row["image"],
+            sampling=SamplingParams(max_tokens=4, seed=1),
+        )
+        assert answer.stages
 
 
 @pytest.mark.parametrize(
