@@ -1,0 +1,175 @@
+"""Where an engine's time goes: a span for each pass it runs, taken without changing the engine.
+
+Wraps the methods of one engine's loop while it is attached. Invariant: a detached engine is as it was
+before.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal
+
+from stagebeam.engine.engine import Engine
+
+SpanKind = Literal["image", "prefill", "judge", "decode", "verdict"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """Who had a row or a chunk in a pass; name is the stage's, "" for a judge's prompt."""
+
+    question: int
+    name: str
+    index: int
+    is_judging: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """One pass; seconds by `time.perf_counter`.
+
+    num_tokens: rows of the pass
+    forward_seconds: inside the model and the sampler; the rest is the host's
+    used_blocks: KV blocks in use after it
+    """
+
+    kind: SpanKind
+    start: float
+    end: float
+    num_tokens: int
+    lanes: tuple[Lane, ...]
+    forward_seconds: float
+    used_blocks: int
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+@dataclass(slots=True)
+class Recorder:
+    """A context manager that fills `spans` while `engine` works."""
+
+    engine: Engine
+    spans: list[Span] = field(default_factory=list)
+    _forward_seconds: float = 0.0
+    _wrapped: list[tuple[Any, str]] = field(default_factory=list)
+
+    def __enter__(self) -> Recorder:
+        loop = self.engine._loop
+        runner, decoder, prefills = loop._runner, loop._decoder, loop._prefills
+        for owner, name in (
+            (runner.model, "forward"),
+            (runner.model, "logits"),
+            (runner, "verdicts"),
+        ):
+            self._wrap(owner, name, self._clocked)
+        self._wrap(runner, "encode_image", self._encode)
+        self._wrap(decoder, "step", self._step)
+        self._wrap(prefills, "run_pass", self._pass)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for owner, name in self._wrapped:
+            delattr(owner, name)  # the class's own method shows again
+        self._wrapped.clear()
+
+    def _wrap(self, owner: Any, name: str, around: Callable[[Callable[..., Any]], Any]) -> None:
+        setattr(owner, name, around(getattr(owner, name)))
+        self._wrapped.append((owner, name))
+
+    def _clocked(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            began = time.perf_counter()
+            result = function(*args)
+            self._forward_seconds += time.perf_counter() - began
+            return result
+
+        return run
+
+    def _encode(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            began = time.perf_counter()
+            result = function(*args)
+            self._add("image", began, 1, (), time.perf_counter() - began)
+            return result
+
+        return run
+
+    def _step(self, function: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            tracks = list(self.engine._loop._decoder._tracks.values())
+            lanes = tuple(
+                Lane(
+                    question=track.question.id,
+                    name=track.name or "",
+                    index=track.index,
+                    is_judging=track.is_judging,
+                )
+                for track in tracks
+            )
+            used = self._used_blocks()  # before a finished stage gives its blocks back
+            began, forward = time.perf_counter(), self._forward_seconds
+            function()
+            is_judging = all(lane.is_judging for lane in lanes)
+            self._add(
+                "verdict" if is_judging else "decode",
+                began,
+                len(lanes),
+                lanes,
+                self._forward_seconds - forward,
+                used,
+            )
+
+        return run
+
+    def _pass(self, function: Callable[[], list[Any]]) -> Callable[[], list[Any]]:
+        def run() -> list[Any]:
+            before = {id(job): job.next for job in self.engine._loop._prefills._jobs}
+            began, forward = time.perf_counter(), self._forward_seconds
+            jobs = function()
+            self._add(
+                "judge" if all(job.is_judging for job in jobs) else "prefill",
+                began,
+                sum(job.next - before[id(job)] for job in jobs),
+                tuple(
+                    Lane(question=job.question.id, name="", index=i, is_judging=job.is_judging)
+                    for i, job in enumerate(jobs)
+                ),
+                self._forward_seconds - forward,
+            )
+            return jobs
+
+        return run
+
+    def _add(
+        self,
+        kind: SpanKind,
+        began: float,
+        num_tokens: int,
+        lanes: tuple[Lane, ...],
+        forward_seconds: float,
+        used_blocks: int | None = None,
+    ) -> None:
+        self.spans.append(
+            Span(
+                kind=kind,
+                start=began,
+                end=time.perf_counter(),
+                num_tokens=num_tokens,
+                lanes=lanes,
+                forward_seconds=forward_seconds,
+                used_blocks=self._used_blocks() if used_blocks is None else used_blocks,
+            )
+        )
+
+    def _used_blocks(self) -> int:
+        return self.engine.kv_cache.pool.num_used
