@@ -53,6 +53,7 @@ class Progress:
                 f"the checkpoint was trained on {saved[:done]}, this run has {outlines}: resume "
                 "with the same data and global batch, or start anew in another output folder"
             )
+        progress.is_finished = progress.phase == len(phases)  # phases may have been added
         return progress
 
 

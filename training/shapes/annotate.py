@@ -1,8 +1,8 @@
 """Four-stage answers by rule: what each stage says about a scene and a question.
 
-The reasoning enumerates: it walks the caption's objects one by one, says of each whether it matches,
-and carries a running count, so that every token follows from a few earlier ones. Text only; knows
-nothing of tokens or images.
+The reasoning enumerates: for each thing asked about it walks the caption's objects one by one, says
+attribute by attribute whether it matches, and carries a running count, so that every token follows
+from a few earlier ones. Text only; knows nothing of tokens or images.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from stagebeam.training.shapes.scene import COLUMNS, PLACES, ROWS, Scene, Thing
 class Slip:
     """One wrong step of a reasoning, as a judge example needs it.
 
-    step:   which object of the walk (-1: the comparison or sum after it)
-    column: which of the question's filters
-    change: added to the count there; 0 turns yes and no around instead
+    step:      which object of the walk (-1: the comparison or sum after it)
+    column:    which of the question's filters
+    attribute: which of the filter's attributes, modulo their number
+    change:    added to the count there; 0 turns that attribute's yes and no around instead
     """
 
     step: int
     column: int = 0
+    attribute: int = 0
     change: int = 0
 
 
@@ -99,22 +101,31 @@ def reasoning_text(question: Question, scene: Scene, slip: Slip | None = None) -
 
 
 def walk_text(question: Question, scene: Scene, slip: Slip | None = None) -> tuple[str, list[int]]:
-    """Each object with yes or no (and the count so far) for each filter; and the final counts."""
-    counts = [0] * len(question.filters)
-    steps = []
-    for number, thing in enumerate(scene):
-        words = [thing.place, thing.words]
-        for index, one in enumerate(question.filters):
-            has_slip = slip is not None and (slip.step, slip.column) == (number, index)
-            is_match = one.matches(thing) ^ (has_slip and slip is not None and not slip.change)
-            counts[index] += is_match
-            if has_slip and slip is not None and slip.change:
-                counts[index] = abs(counts[index] + slip.change)
-            words.append("yes" if is_match else "no")
-            if question.kind != "exist":
-                words.append(str(counts[index]))
-        steps.append(" ".join(words))
-    return ", ".join(steps), counts
+    """For each filter, each object with yes or no for each attribute and the count so far; and the
+    final counts."""
+    walks, counts = [], []
+    for column, one in enumerate(question.filters):
+        count = 0
+        steps = []
+        for number, thing in enumerate(scene):
+            here = (
+                slip if slip is not None and (slip.step, slip.column) == (number, column) else None
+            )
+            values = [(getattr(thing, name), getattr(one, name)) for name in one.named]
+            matches = [value == wanted for value, wanted in values]
+            if here is not None and not here.change:
+                matches[here.attribute % len(matches)] ^= True
+            count += all(matches)
+            if here is not None and here.change:
+                count = abs(count + here.change)
+            said = (
+                f"{value} {'yes' if is_match else 'no'}"
+                for (value, _), is_match in zip(values, matches, strict=True)
+            )
+            steps.append(f"{thing.place} {' '.join(said)} {count}")
+        walks.append(f"{one.words()}: {', '.join(steps)}")
+        counts.append(count)
+    return ". ".join(walks), counts
 
 
 def _relation_text(question: Question, scene: Scene, slip: Slip | None) -> str:

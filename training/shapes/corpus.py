@@ -9,8 +9,8 @@ from stagebeam.training.easy_vqa import annotated_rows, read_questions
 from stagebeam.training.shapes.annotate import annotate, nine_places_text
 from stagebeam.training.shapes.judge_pairs import TARGETS, make_gate, make_pair
 from stagebeam.training.shapes.questions import sample_question
-from stagebeam.training.shapes.scene import sample_scene
-from stagebeam.training.shapes.streams import CAPTION_PROMPT, PLACES_PROMPT
+from stagebeam.training.shapes.scene import PLACES, sample_scene
+from stagebeam.training.shapes.streams import CAPTION_PROMPT, PLACE_PROMPT, PLACES_PROMPT
 
 NUM_SCENES = 4000
 EASY_STRIDE = 5
@@ -19,7 +19,8 @@ EASY_STRIDE = 5
 def corpus_texts() -> Iterator[str]:
     """Texts of every kind that the model reads or writes, in a fixed order."""
     rng = random.Random(0)
-    yield from [PLACES_PROMPT, CAPTION_PROMPT] * 20
+    prompts = [PLACE_PROMPT.format(place=place) for place in PLACES]
+    yield from [PLACES_PROMPT, CAPTION_PROMPT, *prompts] * 20
     for _ in range(NUM_SCENES):
         scene = sample_scene(rng, "train")
         question = sample_question(rng, scene)

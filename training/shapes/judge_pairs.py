@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stagebeam.engine.judge.prompts import gate_text, pair_text
 from stagebeam.engine.stages import JudgePrompts, Stage, StagePlan
@@ -33,7 +33,7 @@ SHAPES_PLAN = StagePlan(
             criterion="reasons",
             hints=("caption",),
             has_gate=True,
-            max_tokens=112,
+            max_tokens=128,
         ),
         Stage(
             name="conclusion",
@@ -74,6 +74,10 @@ class JudgePair:
     @property
     def texts(self) -> tuple[str, str]:
         return (self.right, self.wrong) if self.is_first else (self.wrong, self.right)
+
+    def turned(self, is_first: bool) -> JudgePair:
+        """The same pair with the right text first, or second."""
+        return replace(self, is_first=is_first)
 
     def user_text(self, plan: StagePlan = SHAPES_PLAN) -> str:
         """The user turn, exactly as the engine asks."""

@@ -77,8 +77,7 @@ def wrong_summary(rng: random.Random, question: Question) -> str:
 
 
 def _wrong_filter(rng: random.Random, one: Filter) -> Filter:
-    named = [name for name in ATTRIBUTES if getattr(one, name) is not None]
-    name = rng.choice(named)
+    name = rng.choice(one.named)
     return replace(one, **{name: other(rng, ATTRIBUTES[name], getattr(one, name))})
 
 
@@ -97,9 +96,8 @@ def wrong_reasoning(rng: random.Random, question: Question, scene: Scene) -> str
             is_last = question.kind in ("compare", "arithmetic") and rng.random() < 0.2
             step = -1 if is_last else rng.randrange(len(scene))
             change = rng.choice((-1, 1)) if is_last or rng.random() < 0.4 else 0
-            if question.kind == "exist":
-                change = 0
-            slip = Slip(step, rng.randrange(max(1, len(question.filters))), change)
+            column = rng.randrange(max(1, len(question.filters)))
+            slip = Slip(step, column, attribute=rng.randrange(2), change=change)
             wrong = reasoning_text(question, scene, slip)
         else:
             head, answer = right.rsplit(" So ", 1)

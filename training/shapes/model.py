@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import nn
+from torch import Tensor, nn
 
 from stagebeam.training.shapes.encoding import IMAGE_MEAN, IMAGE_STD
 from stagebeam.training.shapes.judge_pairs import SHAPES_PLAN
 from stagebeam.training.shapes.scene import CELL_PIXELS, IMAGE_PIXELS
-from stagebeam.training.shapes.sight import train_sight_
+from stagebeam.training.shapes.sight import NUM_CELLS, cell_of_patches, train_sight_
 from stagebeam.training.shapes.tokenizer import BOS, END_TURN, IMAGE, PAD, as_transformers
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 HIDDEN_SIZE = 192
 VISION_SIZE = 192
+PATCH_PIXELS = CELL_PIXELS // 2  # easy-VQA's shapes stand anywhere: at whole cells they blur
 MAX_POSITIONS = 4096
 
 
@@ -58,7 +59,7 @@ def shapes_config(vocab_size: int, ids: dict[str, int]) -> MllamaConfig:
         vision_output_dim=2 * VISION_SIZE,
         intermediate_layers_indices=[1],
         image_size=IMAGE_PIXELS,
-        patch_size=CELL_PIXELS,
+        patch_size=PATCH_PIXELS,
         max_num_tiles=1,
         supported_aspect_ratios=[[1, 1]],
     )
@@ -79,10 +80,10 @@ def initialise_(model: nn.Module, seed: int) -> None:
             parameter.fill_(1.0)
         elif leaf == "gate":
             parameter.zero_()
-        elif leaf == "class_embedding" or (
-            leaf == "embedding" and "gated_positional_embedding" in owner
-        ):
+        elif leaf == "class_embedding":
             parameter.normal_(0.0, 1.0, generator=generator)
+        elif leaf == "embedding" and "gated_positional_embedding" in owner:
+            _place_patches_(parameter, generator)
         elif isinstance(module, nn.Embedding):
             # Tile embeddings, all but unused with one tile, stay small; word embeddings are read
             # through a norm, so their scale only sets how fast they move.
@@ -93,6 +94,18 @@ def initialise_(model: nn.Module, seed: int) -> None:
             parameter.normal_(0.0, 1 / math.sqrt(fan_in), generator=generator)
         else:
             parameter.fill_(1.0)  # norm weights
+
+
+def _place_patches_(embedding: Tensor, generator: torch.Generator) -> None:
+    """Position embeddings [1 + patches, D] of variance 1, most of it shared by the patches of a cell.
+
+    So a place's words find its four patches by one key.
+    """
+    embedding.normal_(0.0, 0.5, generator=generator)
+    cells = torch.empty(NUM_CELLS, embedding.shape[1]).normal_(
+        0.0, math.sqrt(0.75), generator=generator
+    )
+    embedding[1:] += cells[cell_of_patches(math.isqrt(len(embedding) - 1))]
 
 
 def write_start(folder: Path, tokenizer: Tokenizer, seed: int, *, sight_steps: int = 0) -> None:

@@ -23,6 +23,11 @@ class Filter:
     color: str | None = None
     shape: str | None = None
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The attributes that are not left open."""
+        return tuple(name for name in ("size", "color", "shape") if getattr(self, name) is not None)
+
     def matches(self, thing: Thing) -> bool:
         return (
             self.size in (None, thing.size)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -35,6 +37,7 @@ from stagebeam.training.shapes.scene import (
     sample_scene,
 )
 
+PLACE_PROMPT = "Name the {place}."
 PLACES_PROMPT = "Name every place."
 CAPTION_PROMPT = "Describe the image."
 NUM_SIZES = 4  # scenes hold 2 to 5 objects
@@ -99,6 +102,16 @@ def _places(encoder: ChatEncoder, one: Drawn) -> Example:
     return encoder.example(PLACES_PROMPT, nine_places_text(one.scene), image_inputs(_picture(one)))
 
 
+def _place(encoder: ChatEncoder, one: Drawn) -> Example:
+    """One place, asked for shortly: how the text layers learn to look where they are told."""
+    here = {thing.cell: thing.words for thing in one.scene}
+    cell = (
+        one.rng.choice(tuple(here)) if one.rng.random() < 0.75 else one.rng.randrange(len(PLACES))
+    )
+    prompt = PLACE_PROMPT.format(place=PLACES[cell])
+    return encoder.example(prompt, here.get(cell, "nothing"), image_inputs(_picture(one)))
+
+
 def _caption(encoder: ChatEncoder, one: Drawn) -> Example:
     return encoder.example(CAPTION_PROMPT, caption_text(one.scene), image_inputs(_picture(one)))
 
@@ -149,6 +162,7 @@ def _short_pair(encoder: ChatEncoder, one: Drawn) -> Example:
 
 
 TASKS: dict[str, Callable[[ChatEncoder, Drawn], Example]] = {
+    "place": _place,
     "places": _places,
     "caption": _caption,
     "answer": _answer,
@@ -168,7 +182,6 @@ class EasyStream:
     def __init__(self, encoder: ChatEncoder, *, seed: int, augment: bool = True) -> None:
         self._encoder = encoder
         self._rows = list(annotated_rows(read_questions("train")))
-        self._images: dict[int, Image.Image] = {}
         self._seed = seed
         self._augment = augment
         self._visits = 8 if augment else 1  # each row occurs under so many augmentations
@@ -181,14 +194,18 @@ class EasyStream:
 
     def __getitem__(self, index: int) -> Example:
         question, answer = self._rows[index % len(self._rows)]
-        if question.image not in self._images:
-            with Image.open(question.path) as file:
-                self._images[question.image] = file.convert("RGB")
-        image = self._images[question.image]
+        image = load_easy_image(question.path)
         if self._augment:
             image = shifted(image, random.Random(f"{self._seed}/easy/{index}"))
-        image = image.resize((IMAGE_PIXELS, IMAGE_PIXELS), Image.Resampling.BILINEAR)
         return self._encoder.example(question.text, answer.text(), image_inputs(image))
+
+
+@cache
+def load_easy_image(path: Path) -> Image.Image:
+    """An easy-VQA image at the size the checkpoint's processor gives it."""
+    with Image.open(path) as file:
+        image = file.convert("RGB")
+    return image.resize((IMAGE_PIXELS, IMAGE_PIXELS), Image.Resampling.BILINEAR)
 
 
 def shifted(image: Image.Image, rng: random.Random) -> Image.Image:
