@@ -1,10 +1,11 @@
 """How the bundled checkpoint is trained: `stagebeam train shapes`.
 
 Phases are data. The vision tower learns on its own to see (sight.py); then the text layers learn to
-look where they are told, on short questions in large batches; then to write staged answers, with
-reasoning practised from given captions; then judging is mixed in. The model's own mistakes are
-sampled for the last phase, in which the learning rate falls to zero. Deterministic by seed; resumes
-from its last checkpoint.
+look where they are told, on short questions in large batches; then to write staged answers; then
+judging is mixed in. What staged answers alone teach slowly (captions that skip empty places, matching
+an object with a description) is practised apart, and mixed again. The model's own mistakes are sampled
+for the last phase, in which the learning rate falls to zero. Deterministic by seed; resumes from its
+last checkpoint.
 """
 
 from __future__ import annotations
@@ -68,9 +69,20 @@ MIX: Mixture = {
     "judge-sentence": (0.5, 28),
     "gate": (0.5, 40),
 }
+PRACTISE: Mixture = {
+    "caption": (2.5, 96),
+    "match": (1.5, 80),
+    "text": (2, 40),
+    "answer": (1.5, 30),
+    "places": (0.5, 64),
+    "easy": (0.5, 48),
+    "judge-short": (0.5, 64),
+    "judge-caption": (0.5, 40),
+}
 SETTLE: Mixture = {
     "answer": (3.5, 30),
     "text": (0.5, 40),
+    "caption": (0.5, 96),
     "places": (0.5, 64),
     "easy": (1, 48),
     "judge-own": (1.5, 32),
@@ -93,7 +105,9 @@ def phases(encoder: ChatEncoder, mistakes: Path | None = None) -> tuple[Phase, .
     found = (
         _phase(encoder, "look", LOOK, steps=250, rate=1.5e-3, warmup=40),
         _phase(encoder, "learn", LEARN, steps=500, rate=1.5e-3),
-        _phase(encoder, "mix", MIX, steps=800, rate=1.5e-3),
+        _phase(encoder, "judge", MIX, steps=363, rate=1.5e-3),
+        _phase(encoder, "practise", PRACTISE, steps=350, rate=1.5e-3),
+        _phase(encoder, "mix", MIX, steps=450, rate=1.5e-3),
     )
     if mistakes is None:
         return found
@@ -104,7 +118,7 @@ def phases(encoder: ChatEncoder, mistakes: Path | None = None) -> tuple[Phase, .
         batch_size=SETTLE["judge-own"][1],
     )
     drawn = {task: share for task, share in SETTLE.items() if task != own.name}
-    settle = _phase(encoder, "settle", drawn, steps=1300, rate=1.2e-3, falls=True)
+    settle = _phase(encoder, "settle", drawn, steps=1100, rate=1.2e-3, falls=True)
     return (*found, replace(settle, sources=(*settle.sources, own)))
 
 

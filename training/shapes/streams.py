@@ -23,12 +23,13 @@ from stagebeam.training.shapes.annotate import (
     annotate,
     caption_text,
     nine_places_text,
+    walk_text,
 )
 from stagebeam.training.shapes.encoding import ChatEncoder, image_inputs
 from stagebeam.training.shapes.judge_pairs import JudgePair, make_gate, make_pair
 from stagebeam.training.shapes.marks import mark_pair
 from stagebeam.training.shapes.mistakes import wrong_thing
-from stagebeam.training.shapes.questions import KINDS, Question, sample_question
+from stagebeam.training.shapes.questions import KINDS, Question, sample_filter, sample_question
 from stagebeam.training.shapes.scene import (
     IMAGE_PIXELS,
     PLACES,
@@ -40,6 +41,7 @@ from stagebeam.training.shapes.scene import (
 PLACE_PROMPT = "Name the {place}."
 PLACES_PROMPT = "Name every place."
 CAPTION_PROMPT = "Describe the image."
+NUM_MATCHES = 5  # descriptions in an example of matching
 NUM_SIZES = 4  # scenes hold 2 to 5 objects
 
 
@@ -127,6 +129,20 @@ def _text(encoder: ChatEncoder, one: Drawn) -> Example:
     return encoder.example(one.question.text, whole[start:], given=whole[:start])
 
 
+def _match(encoder: ChatEncoder, one: Drawn) -> Example:
+    """One object held against several descriptions, in the reasoning's own words."""
+    thing = one.rng.choice(one.scene)
+    filters = []
+    for _ in range(NUM_MATCHES):
+        seen = (
+            thing if one.rng.random() < 0.6 else wrong_thing(one.rng, wrong_thing(one.rng, thing))
+        )
+        filters.append(sample_filter(one.rng, (seen,)))
+    question = Question("count", "", tuple(filters))
+    walk, _ = walk_text(question, (thing,))
+    return encoder.example(f"Match {thing.place} {thing.words}.", f"{walk}.")
+
+
 def _gate(encoder: ChatEncoder, one: Drawn) -> Example:
     gate = make_gate(one.rng, one.question, one.scene, one.answer)
     return encoder.example(gate.user_text(), gate.reply_text())
@@ -167,6 +183,7 @@ TASKS: dict[str, Callable[[ChatEncoder, Drawn], Example]] = {
     "caption": _caption,
     "answer": _answer,
     "text": _text,
+    "match": _match,
     "gate": _gate,
     "judge-short": _short_pair,
     **{
