@@ -2,7 +2,8 @@
 
 The defaults are the published recipe. Runs as one process, or as many as torchrun starts:
 `torchrun --nproc-per-node 8 -m stagebeam.cli train DATA --model MODEL --output RUN`.
-`stagebeam train shapes` trains the bundled checkpoint from nothing by its own recipe.
+`stagebeam train shapes` trains the bundled checkpoint from nothing by its own recipe, and
+`stagebeam train curves LOG` draws a run's metrics.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import json
 import logging
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from transformers.utils.logging import disable_progress_bar
 
 from stagebeam.engine.checkpoints import find_checkpoint
@@ -29,7 +32,7 @@ from stagebeam.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-SHAPES = "shapes"
+SHAPES, CURVES = "shapes", "curves"
 EXIT_FAILED = 1
 EXIT_STOPPED = 130
 _CHOICES: dict[str, bool | None] = {"auto": None, "yes": True, "no": False}
@@ -54,10 +57,15 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument(
         "data",
         help="folder with train.jsonl and its images, or a .jsonl file; `shapes` trains the bundled "
-        "checkpoint, whose recipe fixes the rest",
+        "checkpoint, whose recipe fixes the rest; `curves` draws LOG",
+    )
+    data.add_argument(
+        "log", nargs="?", metavar="LOG", help="of `curves`: a metrics.jsonl or a run's folder"
     )
     data.add_argument("--model", help="HF folder, or hub id, to start from")
-    data.add_argument("--output", help="folder for checkpoints, metrics and exports")
+    data.add_argument(
+        "--output", help="folder for checkpoints, metrics and exports; of `curves`, the PNG"
+    )
     data.add_argument("--max-length", type=int, help="cut longer conversations (the model's limit)")
     data.add_argument(
         "--add-bos",
@@ -94,6 +102,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-workers", type=int, default=2, help="threads that prepare batches"
     )
     run_group.add_argument(
+        "--threads", type=int, help="CPU threads of each rank (PyTorch's choice)"
+    )
+    run_group.add_argument(
         "--resume", default="auto", help="auto, never, or the path of a checkpoint folder"
     )
     run_group.add_argument(
@@ -111,6 +122,14 @@ def run(args: argparse.Namespace) -> int:
     is_first = os.environ.get("RANK", "0") == "0"
     logging.getLogger("stagebeam").setLevel(logging.INFO if is_first else logging.ERROR)
     disable_progress_bar()  # of transformers, at every export
+    if args.data == CURVES:
+        return _draw_curves(args)
+    if args.log is not None:
+        raise InvalidInputError(f"`train {args.data}` takes no second argument, got {args.log!r}")
+    if args.threads is not None:
+        if args.threads < 1:
+            raise InvalidInputError(f"--threads must be >= 1, got {args.threads}")
+        torch.set_num_threads(args.threads)
     try:
         if args.data == SHAPES:
             progress, final = _train_shapes(args)
@@ -131,9 +150,43 @@ def run(args: argparse.Namespace) -> int:
     return 0 if progress.is_finished else EXIT_STOPPED
 
 
+def _refuse_others(args: argparse.Namespace, served: tuple[str, ...]) -> None:
+    """Refuse options that were given and are not among `served`, rather than ignore them."""
+    parser = argparse.ArgumentParser()
+    add_train_arguments(parser)
+    for name, default in vars(parser.parse_args([args.data])).items():
+        if name not in (*served, "data", "log", "json") and getattr(args, name) != default:
+            raise InvalidInputError(
+                f"`train {args.data}` takes no --{name.replace('_', '-')}; it takes "
+                + ", ".join(f"--{one}" for one in (*served, "json"))
+            )
+
+
+def _draw_curves(args: argparse.Namespace) -> int:
+    _refuse_others(args, ("output",))
+    if args.log is None:
+        raise InvalidInputError(f"`train {CURVES}` needs a log: a metrics.jsonl or a run's folder")
+    try:
+        curves = import_module("stagebeam.training.curves")  # slow to load, and optional
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(f"{error}; run: pip install 'stagebeam[train]'") from error
+    log = curves.read_log(args.log)
+    path = Path(args.log)
+    output = Path(args.output or (path if path.is_dir() else path.parent) / "curves.png")
+    try:
+        curves.draw_curves(log, output, title=str(args.log))
+    except OSError as error:
+        print(f"stagebeam train: cannot write {output}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    last = {series.name: series.smoothed()[-1] for series in log.series}
+    print(json.dumps({"output": str(output), "last": last}) if args.json else f"wrote {output}")
+    return 0
+
+
 def _train_shapes(args: argparse.Namespace) -> tuple[Progress, Path]:
     if args.model is not None:
         raise InvalidInputError(f"`train {SHAPES}` starts from nothing: leave out --model")
+    _refuse_others(args, ("output", "threads"))
     output = Path(args.output or Path("runs") / SHAPES)
     return train_shapes(output), output / "final"
 

@@ -280,6 +280,20 @@ def test_shapes_is_the_bundled_recipe(tmp_path, capsys, monkeypatch):
     assert outputs == [tmp_path]
     assert train("shapes", "--model", "x") == 2
     assert "leave out --model" in capsys.readouterr().err
+    assert train("shapes", "--save-interval", 5, "--output", tmp_path) == 2
+    assert "takes no --save-interval; it takes --output, --threads" in capsys.readouterr().err
+
+
+def test_threads(data_dir, mllama_dir, tmp_path, capsys):
+    arguments = (data_dir, "--model", mllama_dir, "--output", tmp_path / "run", "--steps", 1)
+    assert train(*arguments, "--threads", 0) == 2
+    assert "--threads must be >= 1" in capsys.readouterr().err
+    before = torch.get_num_threads()
+    try:
+        assert train(*arguments, "--threads", 2) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_loaded_batches_reach_a_lower_loss(data_dir, mllama_dir, tmp_path):
