@@ -1,10 +1,11 @@
-"""What pyproject cannot say: the packages behind the symlinks, and the C++ extension."""
+"""What pyproject cannot say: the packages behind the symlinks, and the C++ libraries."""
 
 import shutil
+import sys
 from glob import glob
 
 from pybind11.setup_helpers import Pybind11Extension
-from setuptools import find_namespace_packages, setup
+from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
 
 core = Pybind11Extension(
@@ -15,9 +16,44 @@ core = Pybind11Extension(
     extra_compile_args=["-O3", "-Wall", "-Wextra"],
 )
 
+# The C interface: a library without Python in it, and the one that it loads to host the engine.
+C_HEADERS = sorted([*glob("bindings/c/*.h"), *glob("csrc/embed/*.h")])
+c_interface = [
+    Extension(
+        "stagebeam.bindings.c.libstagebeam",
+        [
+            "bindings/c/stagebeam.cpp",
+            "bindings/c/open_registry.cpp",
+            "bindings/c/python_place.cpp",
+            *sorted(glob("csrc/embed/*.cpp")),
+        ],
+        depends=C_HEADERS,
+        language="c++",
+        define_macros=[
+            ("STAGEBEAM_PYTHON_VERSION", '"{}.{}"'.format(*sys.version_info)),
+        ],
+        extra_compile_args=["-std=c++20", "-O2", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden"],
+        extra_link_args=["-pthread", "-Wl,-soname,libstagebeam.so", "-Wl,-z,defs", "-ldl"],
+    ),
+    Pybind11Extension(
+        "stagebeam.bindings.c.libstagebeam_python",
+        ["bindings/c/python_backend.cpp"],
+        depends=C_HEADERS,
+        cxx_std=20,
+        extra_compile_args=["-O2", "-Wall", "-Wextra"],
+    ),
+]
+
 
 class BuildExtension(build_ext):
-    """Builds the extension, or says in one line what is missing."""
+    """Builds the extensions, or says in one line what is missing."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Libraries for other languages have a plain name, without Python's version in it."""
+        *folders, name = fullname.split(".")
+        if name.startswith("lib"):
+            return "/".join([*folders, f"{name}.so"])
+        return super().get_ext_filename(fullname)
 
     def build_extensions(self) -> None:
         command = getattr(self.compiler, "compiler_cxx", None) or ["c++"]
@@ -36,6 +72,6 @@ setup(
         "": ["py.typed", "*.pyi", "*.html", "*.css", "*.js"],
         "stagebeam": ["assets/**/*"],
     },
-    ext_modules=[core],
+    ext_modules=[core, *(c_interface if sys.platform == "linux" else [])],
     cmdclass={"build_ext": BuildExtension},
 )

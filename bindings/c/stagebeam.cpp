@@ -17,7 +17,7 @@
 
 using namespace stagebeam::embed;
 
-static_assert(static_cast<int32_t>(StatusCode::kInternal) == STAGEBEAM_INTERNAL_ERROR);
+static_assert(static_cast<int32_t>(StatusCode::kDeadline) == STAGEBEAM_DEADLINE_ERROR);
 static_assert(static_cast<int32_t>(StatusCode::kEnd) == STAGEBEAM_END);
 static_assert(static_cast<int32_t>(EventType::kFailed) == STAGEBEAM_FAILED);
 static_assert(static_cast<int32_t>(EventType::kStageStarted) == STAGEBEAM_STAGE_STARTED);
@@ -184,6 +184,7 @@ QuestionSpec question_spec(const char* text, const stagebeam_image* image,
   if (params->has_seed) spec.seed = params->seed;
   spec.judge_mode = text_or_empty(params->judge_mode);
   spec.tournament = text_or_empty(params->tournament);
+  spec.deadline_seconds = not_nan(params->deadline_seconds);
   return spec;
 }
 
@@ -191,15 +192,19 @@ void fill(stagebeam_event& out, const Event& event) {
   out.type = static_cast<stagebeam_event_type>(event.type);
   out.status = static_cast<stagebeam_status>(event.status);
   out.num_candidates = event.num_candidates;
+  out.first_candidate = event.first_candidate;
+  out.round = event.round;
   out.candidate = event.candidate;
   out.first = event.first;
   out.second = event.second;
   out.winner = event.winner;
-  out.reserved = 0;
   out.probability = event.probability;
   out.stage = event.stage.c_str();
   out.text = event.text.c_str();
   out.text_bytes = event.text.size();
+  out.token_ids = event.token_ids.data();
+  out.logprobs = event.logprobs.data();
+  out.num_tokens = event.token_ids.size();
   out.finish_reason = event.finish_reason.c_str();
   out.json = event.json.c_str();
 }
@@ -221,7 +226,8 @@ const char* stagebeam_status_name(stagebeam_status status) noexcept {
                                            "timeout",
                                            "end",
                                            "environment error",
-                                           "internal error"};
+                                           "internal error",
+                                           "deadline"};
   const bool is_known = status >= 0 && static_cast<size_t>(status) < std::size(kNames);
   return is_known ? kNames[status] : "unknown";
 }
@@ -249,7 +255,7 @@ stagebeam_status stagebeam_question_default_params(stagebeam_question_params* pa
     *params = {};
     params->size = size;
     params->beam_size = params->top_k = params->max_tokens = -1;
-    params->temperature = params->top_p = params->min_p = std::nan("");
+    params->temperature = params->top_p = params->min_p = params->deadline_seconds = std::nan("");
     return {};
   });
 }

@@ -54,7 +54,8 @@ enum {
   STAGEBEAM_TIMEOUT = 7,           /* no event within the time given */
   STAGEBEAM_END = 8,               /* the last event has been taken */
   STAGEBEAM_ENVIRONMENT_ERROR = 9, /* no usable Python environment */
-  STAGEBEAM_INTERNAL_ERROR = 10    /* a fault of the library's */
+  STAGEBEAM_INTERNAL_ERROR = 10,   /* a fault of the library's */
+  STAGEBEAM_DEADLINE_ERROR = 11    /* the question's own deadline passed */
 };
 
 typedef int32_t stagebeam_event_type;
@@ -99,8 +100,9 @@ typedef struct stagebeam_question_params {
   int32_t has_seed;     /* 0: the seed is derived and stands in the answer */
   int32_t reserved;     /* 0 */
   uint64_t seed;
-  const char* judge_mode; /* "logits", "generate" */
-  const char* tournament; /* "paper", "knockout", "round_robin" */
+  const char* judge_mode;  /* "logits", "generate" */
+  const char* tournament;  /* "paper", "knockout", "round_robin" */
+  double deadline_seconds; /* from now; then FAILED with DEADLINE_ERROR. NaN: none */
 } stagebeam_question_params;
 
 /* Read during stagebeam_submit only: the memory is the caller's again when it returns. */
@@ -116,22 +118,27 @@ typedef struct stagebeam_image {
   int64_t stride_bytes; /* RGB: from one row to the next; 0 is 3 * width */
 } stagebeam_image;
 
-/* Texts belong to the calling thread until its next stagebeam_question_next; none is NULL. */
+/* Texts and arrays belong to the calling thread until its next stagebeam_question_next; no text is
+ * NULL. docs/events.md says what the fields mean. */
 typedef struct stagebeam_event {
   size_t size;
   stagebeam_event_type type;
   stagebeam_status status; /* FAILED: why; else STAGEBEAM_OK */
-  int32_t num_candidates;  /* STAGE_STARTED */
+  int32_t num_candidates;  /* STAGE_STARTED: candidates first_candidate and up */
+  int32_t first_candidate; /* STAGE_STARTED */
+  int32_t round;           /* counts where a search samples a stage again */
   int32_t candidate;       /* TOKEN_TEXT, CANDIDATE_FINISHED; else -1 */
   int32_t first;           /* MATCH_JUDGED: the two candidates, else -1 */
   int32_t second;
-  int32_t winner; /* MATCH_JUDGED, STAGE_COMMITTED: the candidate, else -1 */
-  int32_t reserved;
+  int32_t winner;            /* MATCH_JUDGED, STAGE_COMMITTED: the candidate, else -1 */
   double probability;        /* MATCH_JUDGED: that the first is better */
   const char* stage;         /* "" for DONE and FAILED */
   const char* text;          /* TOKEN_TEXT: new text; STAGE_COMMITTED: the winner's; DONE: the
                                 conclusion; FAILED: the error */
   size_t text_bytes;         /* of text, without its final 0; a text may hold zeros */
+  const int32_t* token_ids;  /* TOKEN_TEXT: the tokens that the text completes */
+  const double* logprobs;    /* TOKEN_TEXT: natural, untempered, one a token */
+  size_t num_tokens;         /* of token_ids and logprobs */
   const char* finish_reason; /* CANDIDATE_FINISHED, DONE: "tag", "eos", "length", ...; else "" */
   const char* json;          /* the whole event, in the schema of Python's event_to_dict; DONE has
                                 the whole answer: stages, candidates, matches, usage, timings */

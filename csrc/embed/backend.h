@@ -55,6 +55,7 @@ struct QuestionSpec {
   std::optional<uint64_t> seed;
   std::string judge_mode;
   std::string tournament;
+  std::optional<double> deadline_seconds;
 };
 
 struct EngineStats {

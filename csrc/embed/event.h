@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "status.h"
 
@@ -24,6 +25,8 @@ struct Event {
   EventType type = EventType::kFailed;
   StatusCode status = StatusCode::kOk;  // kFailed: why
   int32_t num_candidates = 0;
+  int32_t first_candidate = 0;
+  int32_t round = 0;
   int32_t candidate = -1;
   int32_t first = -1;
   int32_t second = -1;
@@ -32,7 +35,9 @@ struct Event {
   std::string stage;
   std::string text;
   std::string finish_reason;
-  std::string json;  // the whole event; made from the fields for kTokenText
+  std::vector<int32_t> token_ids;  // kTokenText: the tokens that the text completes
+  std::vector<double> logprobs;    // one a token
+  std::string json;                // the whole event; made from the fields for kTokenText
 
   bool is_last() const { return type == EventType::kDone || type == EventType::kFailed; }
 };

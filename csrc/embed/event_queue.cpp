@@ -29,6 +29,10 @@ bool EventQueue::merge(const Event& event) {
       case EventType::kTokenText:
         if (queued->candidate != event.candidate || queued->stage != event.stage) break;
         queued->text += event.text;
+        queued->token_ids.insert(queued->token_ids.end(), event.token_ids.begin(),
+                                 event.token_ids.end());
+        queued->logprobs.insert(queued->logprobs.end(), event.logprobs.begin(),
+                                event.logprobs.end());
         return true;
       case EventType::kCandidateFinished:
         if (queued->candidate == event.candidate) return false;

@@ -18,6 +18,7 @@ enum class StatusCode : int32_t {
   kEnd = 8,              // the last event has been taken
   kEnvironment = 9,      // no usable Python environment
   kInternal = 10,        // a fault of the library's
+  kDeadline = 11,        // the question's own deadline passed
 };
 
 struct Status {

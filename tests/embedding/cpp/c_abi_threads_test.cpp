@@ -22,7 +22,8 @@ struct Places {
 };
 
 bool is_status(stagebeam_status status) {
-  return status >= STAGEBEAM_OK && status < STAGEBEAM_INTERNAL_ERROR;
+  return status >= STAGEBEAM_OK && status <= STAGEBEAM_DEADLINE_ERROR &&
+         status != STAGEBEAM_INTERNAL_ERROR;
 }
 
 void call_at_random(Places& engines, Places& questions, unsigned seed) {

@@ -109,9 +109,26 @@ TEST(every_waiting_consumer_hears_of_the_end) {
   CHECK(num_ends == 3);
 }
 
+TEST(a_full_queue_loses_no_token) {
+  EventQueue queue(1);
+  for (int i = 0; i < 3; ++i) {
+    Event event = text(0, "x");
+    event.token_ids = {i};
+    event.logprobs = {-0.5 * i};
+    queue.push(std::move(event));
+  }
+  Event event;
+  CHECK(queue.next(kNow, event) == Next::kEvent);
+  CHECK((event.token_ids == std::vector<int32_t>{0, 1, 2}));
+  CHECK((event.logprobs == std::vector<double>{0, -0.5, -1}));
+}
+
 TEST(a_token_as_json) {
   Event event = text(3, std::string("a\"b\\c\n\x01", 7) + "\xc3\xa9");
+  event.token_ids = {5, 70000};
+  event.logprobs = {-0.1, -1e-9};
   CHECK(token_json(event) ==
-        "{\"stage\": \"summary\", \"candidate\": 3, \"text\": "
-        "\"a\\\"b\\\\c\\u000a\\u0001\xc3\xa9\", \"type\": \"token_text\"}");
+        "{\"type\": \"token_text\", \"stage\": \"summary\", \"round\": 0, \"candidate\": 3, "
+        "\"text\": \"a\\\"b\\\\c\\u000a\\u0001\xc3\xa9\", \"token_ids\": [5, 70000], "
+        "\"logprobs\": [-0.1, -1e-09]}");
 }
