@@ -1,0 +1,66 @@
+#include "linear.h"
+
+#include <cassert>
+#include <memory>
+
+#include "isa.h"
+#include "linear_tables.h"
+
+namespace stagebeam {
+namespace {
+
+struct alignas(64) Scratch {
+  float sums[kernels::kMaxSums];
+  float tile[kernels::kTileSize];
+};
+
+Scratch& scratch() {
+  thread_local const std::unique_ptr<Scratch> memory(new Scratch);
+  return *memory;
+}
+
+kernels::MultiplyFunction multiply_function() {
+  switch (active_isa()) {
+#if defined(__aarch64__)
+    case Isa::kNeon:
+      return kernels::multiply_neon;
+#elif defined(__x86_64__)
+    case Isa::kAvx512:
+      return kernels::multiply_avx512;
+    case Isa::kAvx2:
+      return kernels::multiply_avx2;
+#endif
+    default:
+      return kernels::multiply_scalar;
+  }
+}
+
+}  // namespace
+
+void linear_part(const PackedMatrix& weights, ConstRows x, int64_t num_rows, Rows out, int part,
+                 int parts, const Epilogue& epilogue) noexcept {
+  const bool is_gate_up = weights.order() == RowOrder::kGateUp;
+  assert(is_gate_up == (epilogue.kind == Epilogue::Kind::kSiluMul));
+  assert(part >= 0 && part < parts);
+  if (num_rows <= 0) return;
+  // A part takes whole panels, in pairs where gate and up belong together.
+  const int64_t unit = is_gate_up ? 2 : 1;
+  const int64_t num_units = weights.num_panels() / unit;
+  const int64_t first = num_units * part / parts * unit;
+  const int64_t end = num_units * (part + 1) / parts * unit;
+  if (first == end) return;
+  Scratch& memory = scratch();
+  const kernels::LinearTask task{weights.panel(0),
+                                 static_cast<int64_t>(weights.panel_bytes()),
+                                 weights.in_features(),
+                                 weights.out_features() / unit,
+                                 x,
+                                 num_rows,
+                                 out,
+                                 epilogue,
+                                 memory.sums,
+                                 memory.tile};
+  multiply_function()(task, weights.format(), first, end);
+}
+
+}  // namespace stagebeam

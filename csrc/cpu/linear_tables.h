@@ -1,0 +1,40 @@
+// What linear.cpp hands to the instruction sets' translation units.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "linear.h"
+
+namespace stagebeam::kernels {
+
+// Up to this many rows read packed weights directly; more unpack a tile first.
+inline constexpr int64_t kMaxDirectRows = 16;
+// Rows whose sums are held at once.
+inline constexpr int64_t kMaxSumRows = 512;
+// Panels side by side: 4 up to kMaxDirectRows rows, 2 beyond.
+inline constexpr int64_t kMaxSums = kMaxSumRows * 2 * kPanelRows;
+inline constexpr int64_t kTileSize = 2 * kSumBlock * kPanelRows;
+
+struct LinearTask {
+  const std::byte* panels;
+  int64_t panel_bytes;
+  int64_t in_features;
+  int64_t out_columns;  // of `out`: half of the rows of a gate-up matrix
+  ConstRows x;
+  int64_t num_rows;
+  Rows out;
+  Epilogue epilogue;
+  float* sums;  // [kMaxSums], 64-byte aligned
+  float* tile;  // [kTileSize], 64-byte aligned
+};
+
+// Panels first .. end - 1 of the product.
+using MultiplyFunction = void (*)(const LinearTask& task, WeightFormat format, int64_t first,
+                                  int64_t end);
+void multiply_scalar(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
+void multiply_neon(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
+void multiply_avx2(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
+void multiply_avx512(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
+
+}  // namespace stagebeam::kernels

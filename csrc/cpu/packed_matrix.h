@@ -1,0 +1,113 @@
+// A weight matrix [out_features, in_features] in the order in which the products read it.
+//
+// 16 output rows make a panel, its words (32 bits) interleaved along K: one cache line holds, for
+// each of the 16 rows, the next 1, 2, 4 or 8 weights. So a product streams a panel once, from front
+// to end, and keeps 16 sums side by side: no sum over K is ever split. The layout is the same for
+// every instruction set. Packing is row by row and in place, so no second copy is ever held.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace stagebeam {
+
+enum class WeightFormat {
+  kFloat32,
+  kBf16,  // to nearest even
+  kInt8,  // groups of 32 along K: weight = q * scale, q in -127 .. 127, scale in bf16
+  kInt4,  // groups of 32 along K: weight = q * step + least, q in 0 .. 15, both in half precision
+};
+const char* weight_format_name(WeightFormat format);  // "float32", "bf16", "int8", "int4"
+WeightFormat parse_weight_format(const char* name);   // throws std::invalid_argument
+
+enum class SourceType { kFloat32, kBf16, kFp16 };
+
+// The order of output rows over panels.
+enum class RowOrder {
+  kPlain,
+  // Rows 0 .. n/2 - 1 are the gate's, the rest the up projection's: 16 gate rows and their 16 up
+  // rows make neighbouring panels, for the SiLU epilogue.
+  kGateUp,
+};
+
+inline constexpr int kPanelRows = 16;
+inline constexpr int kGroupSize = 32;  // weights along K that share a scale
+inline constexpr int kLineBytes = 64;  // one word for each row of a panel
+inline constexpr int kSumBlock = 256;  // partial sums over K have this many terms
+// Half precision has few small numbers: 4-bit steps and leasts are stored times this.
+inline constexpr float kInt4Factor = 256.0f;
+
+// Sizes of one format's blocks: a block is [scales] [lines of words], its lines 64-byte aligned.
+struct PanelLayout {
+  int word_k;       // weights of one row in a word
+  int block_k;      // weights of one row in a block
+  int scale_bytes;  // kInt8: 16 bf16 scales for each of two groups; kInt4: 16 steps, 16 leasts
+
+  constexpr int block_bytes() const { return scale_bytes + block_k / word_k * kLineBytes; }
+};
+constexpr PanelLayout panel_layout(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kBf16:
+      return {2, 2, 0};
+    case WeightFormat::kInt8:
+      return {4, 64, 64};
+    case WeightFormat::kInt4:
+      return {8, 32, 64};
+    case WeightFormat::kFloat32:
+      break;
+  }
+  return {1, 1, 0};
+}
+
+class PackedMatrix {
+ public:
+  PackedMatrix() = default;
+  // All weights zero. Throws std::invalid_argument for negative sizes or an odd number of rows in
+  // kGateUp order, std::bad_alloc.
+  PackedMatrix(int64_t out_features, int64_t in_features, WeightFormat format,
+               RowOrder order = RowOrder::kPlain);
+  ~PackedMatrix();
+  PackedMatrix(PackedMatrix&& other) noexcept { swap(other); }
+  PackedMatrix& operator=(PackedMatrix&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+
+  // Packs rows first_row .. first_row + num_rows - 1 (in the checkpoint's order) from `source`
+  // [num_rows, in_features], its rows `stride` elements apart, any alignment. Several threads may
+  // pack different rows. Throws std::invalid_argument for rows out of range, and for weights
+  // that are not within +-255 in kInt4, within +-1e37 in kInt8.
+  void pack_rows(int64_t first_row, int64_t num_rows, const void* source, SourceType type,
+                 int64_t stride);
+
+  // The weights that the products use, as float32 [num_rows, in_features], rows `stride` apart.
+  void unpack_rows(int64_t first_row, int64_t num_rows, float* out, int64_t stride) const;
+
+  int64_t out_features() const { return out_features_; }
+  int64_t in_features() const { return in_features_; }
+  WeightFormat format() const { return format_; }
+  RowOrder order() const { return order_; }
+  int64_t num_panels() const { return num_panels_; }
+  size_t panel_bytes() const { return panel_bytes_; }
+  size_t num_bytes() const { return num_panels_ * panel_bytes_; }
+  const std::byte* panel(int64_t index) const { return data_ + index * panel_bytes_; }
+
+ private:
+  struct Place {
+    std::byte* panel;
+    int lane;
+  };
+  Place place(int64_t row) const;
+  void check_rows(int64_t first_row, int64_t num_rows) const;
+  void swap(PackedMatrix& other) noexcept;
+
+  int64_t out_features_ = 0;
+  int64_t in_features_ = 0;
+  WeightFormat format_ = WeightFormat::kFloat32;
+  RowOrder order_ = RowOrder::kPlain;
+  int64_t num_panels_ = 0;
+  size_t panel_bytes_ = 0;
+  std::byte* data_ = nullptr;
+};
+
+}  // namespace stagebeam

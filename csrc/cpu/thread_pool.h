@@ -1,0 +1,69 @@
+// A pool of threads for parallel regions with barriers inside: a whole decode step is one region.
+//
+// The caller is part 0. Waiting threads spin for a bounded time and then sleep in the kernel, so a
+// quiet pool costs nothing and a step's barriers cost well under a microsecond. It knows nothing of
+// the work. Invariant: between runs every worker waits, and no part of a region outlives `run`.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace stagebeam {
+
+class ThreadPool {
+ public:
+  static constexpr int kDefaultSpinUs = 100;
+
+  // num_threads counts the caller: 1 starts none. spin_us is how long a thread spins before it
+  // sleeps, per wait; a pool with more threads than the process has processors never spins.
+  // Throws std::invalid_argument where num_threads < 1 or spin_us < 0.
+  explicit ThreadPool(int num_threads, int spin_us = kDefaultSpinUs);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_threads() const { return num_threads_; }
+
+  // Calls fn(part, parts) once for each part in 0 .. parts - 1, at the same time, and returns when
+  // all have returned; what they wrote is then visible. `fn` must not throw (an exception ends the
+  // process) and must not call run. Calls from several threads take turns. Throws
+  // std::runtime_error in a child process after fork, where the threads are gone, and
+  // std::logic_error inside a region.
+  template <typename F>
+  void run(F&& fn) {
+    using Fn = std::remove_reference_t<F>;
+    run_task([](void* context, int part, int parts) { (*static_cast<Fn*>(context))(part, parts); },
+             const_cast<std::remove_const_t<Fn>*>(&fn));
+  }
+
+  // Inside a region: returns when every part has called it as often as this one. What any part
+  // wrote before is visible to all after. All parts must call it the same number of times.
+  void barrier() noexcept;
+
+ private:
+  using Task = void (*)(void* context, int part, int parts);
+
+  void run_task(Task task, void* context);
+  void work(int part);
+  void execute(Task task, void* context, int part) noexcept;
+  uint32_t wait_while_equal(const std::atomic<uint32_t>& value, uint32_t old) const noexcept;
+
+  const int num_threads_;
+  const int spin_us_;
+  const int64_t owner_pid_;
+  std::mutex run_mutex_;
+  Task task_ = nullptr;  // written before epoch_ moves on, read after
+  void* context_ = nullptr;
+  bool is_stopping_ = false;
+  alignas(64) std::atomic<uint32_t> epoch_{0};
+  alignas(64) std::atomic<uint32_t> phase_{0};
+  alignas(64) std::atomic<uint32_t> num_arrived_{0};
+  std::unique_ptr<std::vector<std::thread>> workers_;
+};
+
+}  // namespace stagebeam

@@ -1,0 +1,238 @@
+#include "../../cpu/linear.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../../cpu/half.h"
+#include "../../cpu/isa.h"
+#include "../../cpu/thread_pool.h"
+#include "../check.h"
+
+namespace stagebeam {
+namespace {
+
+constexpr WeightFormat kFormats[] = {WeightFormat::kFloat32, WeightFormat::kBf16,
+                                     WeightFormat::kInt8, WeightFormat::kInt4};
+
+std::vector<float> random_floats(size_t count, uint32_t seed) {
+  std::mt19937 engine(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(engine);
+  return values;
+}
+
+// Every row of x as its own product and with others, over several parts.
+std::vector<float> product(const PackedMatrix& weights, const float* x, int64_t rows,
+                           int64_t columns, int parts, const Epilogue& epilogue = {}) {
+  std::vector<float> out(rows * columns, NAN);
+  for (int part = 0; part < parts; ++part) {
+    linear_part(weights, {x, weights.in_features()}, rows, {out.data(), columns}, part, parts,
+                epilogue);
+  }
+  return out;
+}
+
+bool same_bits(const float* a, const float* b, size_t count) {
+  return std::memcmp(a, b, count * sizeof(float)) == 0;
+}
+
+struct Shape {
+  int64_t n, k;
+};
+constexpr Shape kShapes[] = {{1, 1},   {16, 32},  {17, 33},   {31, 63}, {48, 64},
+                             {70, 95}, {33, 257}, {130, 576}, {5, 520}, {80, 1}};
+
+void check_shape(Shape shape, WeightFormat format) {
+  const auto [n, k] = shape;
+  const auto source = random_floats(n * k, 7);
+  PackedMatrix weights(n, k, format);
+  weights.pack_rows(0, n, source.data(), SourceType::kFloat32, k);
+  std::vector<float> unpacked(n * k);
+  weights.unpack_rows(0, n, unpacked.data(), k);
+  constexpr int64_t kMost = 40;
+  auto x = random_floats(kMost * k + 1, 11);
+  const auto whole = product(weights, x.data(), kMost, n, 1);
+  for (int64_t r = 0; r < kMost; ++r) {
+    for (int64_t i = 0; i < n; ++i) {
+      double sum = 0, scale = 0;
+      for (int64_t j = 0; j < k; ++j) {
+        const double term = double{x[r * k + j]} * unpacked[i * k + j];
+        sum += term;
+        scale += term * term;
+      }
+      CHECK(std::fabs(sum - whole[r * n + i]) <= 1e-5 * std::sqrt(scale) + 1e-30);
+    }
+  }
+  for (const int64_t rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 31, 32}) {
+    const auto some = product(weights, x.data(), rows, n, static_cast<int>(rows % 5 + 1));
+    CHECK(same_bits(some.data(), whole.data(), rows * n));
+  }
+  for (int64_t r = 1; r < kMost; r += 13) {  // a row alone, from another place
+    const auto alone = product(weights, x.data() + r * k, 1, n, 2);
+    CHECK(same_bits(alone.data(), whole.data() + r * n, n));
+  }
+  std::vector<char> bytes((kMost * k) * sizeof(float) + 1);  // no alignment at all
+  std::memcpy(bytes.data() + 1, x.data(), kMost * k * sizeof(float));
+  std::memmove(x.data() + 1, x.data(), kMost * k * sizeof(float));
+  const auto shifted = product(weights, x.data() + 1, kMost, n, 3);
+  CHECK(same_bits(shifted.data(), whole.data(), kMost * n));
+}
+
+TEST(products_equal_a_double_sum_and_do_not_depend_on_rows_or_parts) {
+  for (const Isa isa : available_isas()) {
+    set_active_isa(isa);
+    for (const WeightFormat format : kFormats) {
+      for (const Shape shape : kShapes) check_shape(shape, format);
+    }
+  }
+}
+
+TEST(simd_sets_give_the_same_bits) {
+  const auto source = random_floats(100 * 301, 3);
+  const auto x = random_floats(20 * 301, 4);
+  for (const WeightFormat format : kFormats) {
+    PackedMatrix weights(100, 301, format);
+    weights.pack_rows(0, 100, source.data(), SourceType::kFloat32, 301);
+    std::vector<float> first;
+    for (const Isa isa : available_isas()) {
+      if (isa == Isa::kScalar) continue;
+      set_active_isa(isa);
+      const auto out = product(weights, x.data(), 20, 100, 2);
+      if (first.empty()) first = out;
+      CHECK(same_bits(first.data(), out.data(), out.size()));
+    }
+  }
+}
+
+TEST(zero_rows_and_empty_sums) {
+  for (const Isa isa : available_isas()) {
+    set_active_isa(isa);
+    PackedMatrix weights(20, 0, WeightFormat::kBf16);
+    const auto out = product(weights, nullptr, 3, 20, 2);
+    CHECK(std::all_of(out.begin(), out.end(), [](float value) { return value == 0; }));
+    linear_part(weights, {nullptr, 0}, 0, {nullptr, 0}, 0, 1);
+    linear_part(PackedMatrix(0, 8, WeightFormat::kInt8), {nullptr, 0}, 0, {nullptr, 0}, 0, 1);
+  }
+}
+
+TEST(epilogues_equal_the_product_and_then_the_op) {
+  constexpr int64_t kK = 70, kRows = 19;
+  for (const Isa isa : available_isas()) {
+    set_active_isa(isa);
+    for (const int64_t n : {1, 16, 37, 90}) {
+      const auto source = random_floats(2 * n * kK, 5);
+      const auto x = random_floats(kRows * kK, 6);
+      for (const WeightFormat format : kFormats) {
+        PackedMatrix plain(2 * n, kK, format), paired(2 * n, kK, format, RowOrder::kGateUp);
+        plain.pack_rows(0, 2 * n, source.data(), SourceType::kFloat32, kK);
+        paired.pack_rows(0, 2 * n, source.data(), SourceType::kFloat32, kK);
+        const auto whole = product(plain, x.data(), kRows, 2 * n, 1);
+        auto sum = random_floats(kRows * 2 * n, 8);
+        const auto residual = sum;
+        for (int part = 0; part < 3; ++part) {  // in place
+          linear_part(plain, {x.data(), kK}, kRows, {sum.data(), 2 * n}, part, 3,
+                      Epilogue::add_residual({sum.data(), 2 * n}, 0.5f));
+        }
+        for (const int64_t rows : {int64_t{1}, kRows}) {
+          const auto gated = product(paired, x.data(), rows, n, 3, Epilogue::silu_mul());
+          for (int64_t i = 0; i < rows * n; ++i) {
+            const double gate = whole[i / n * 2 * n + i % n];
+            const double up = whole[i / n * 2 * n + n + i % n];
+            const double exact = gate / (1 + std::exp(-gate)) * up;
+            CHECK(std::fabs(exact - gated[i]) <= 1e-6 * std::fabs(exact) + 1e-30);
+          }
+        }
+        for (size_t i = 0; i < sum.size(); ++i) {
+          const float exact = residual[i] + 0.5f * whole[i];
+          CHECK(std::fabs(exact - sum[i]) <= 1e-6f * (std::fabs(exact) + 1));
+        }
+      }
+    }
+  }
+}
+
+TEST(packing_rounds_as_promised) {
+  constexpr int64_t kN = 21, kK = 77;
+  const auto source = random_floats(kN * kK, 9);
+  for (const WeightFormat format : kFormats) {
+    PackedMatrix weights(kN, kK, format);
+    for (int64_t row = 0; row < kN; row += 4) {  // in ranges, as a loader does
+      const int64_t count = std::min<int64_t>(4, kN - row);
+      weights.pack_rows(row, count, source.data() + row * kK, SourceType::kFloat32, kK);
+    }
+    std::vector<float> unpacked(kN * kK);
+    weights.unpack_rows(0, kN, unpacked.data(), kK);
+    for (int64_t row = 0; row < kN; ++row) {
+      for (int64_t k = 0; k < kK; k += kGroupSize) {
+        const int64_t end = std::min(kK, k + kGroupSize);
+        float most = 0, low = INFINITY, high = -INFINITY;
+        for (int64_t i = k; i < end; ++i) {
+          const float weight = source[row * kK + i];
+          most = std::max(most, std::fabs(weight));
+          low = std::min(low, weight);
+          high = std::max(high, weight);
+        }
+        for (int64_t i = k; i < end; ++i) {
+          const float weight = source[row * kK + i];
+          const float error = std::fabs(weight - unpacked[row * kK + i]);
+          float most_allowed = 0;
+          if (format == WeightFormat::kBf16) {
+            CHECK(unpacked[row * kK + i] == bf16_to_float(float_to_bf16(weight)));
+            continue;
+          }
+          if (format == WeightFormat::kInt8) most_allowed = most / 127 / 2 * 1.01f;
+          if (format == WeightFormat::kInt4) most_allowed = (high - low) / 15 / 2 * 1.03f;
+          CHECK(error <= most_allowed);
+        }
+      }
+    }
+  }
+}
+
+TEST(packing_from_narrow_types_and_again) {
+  const std::vector<float> exact{0, 1, -2.5f, 0.375f, -65504, 6.103515625e-5f, 5.9604645e-8f};
+  std::vector<uint16_t> bf16, fp16;
+  for (const float x : exact) {
+    bf16.push_back(float_to_bf16(x));
+    fp16.push_back(float_to_fp16(x));
+  }
+  const int64_t k = static_cast<int64_t>(exact.size());
+  PackedMatrix weights(2, k, WeightFormat::kFloat32);
+  weights.pack_rows(0, 1, bf16.data(), SourceType::kBf16, k);
+  weights.pack_rows(1, 1, fp16.data(), SourceType::kFp16, k);
+  std::vector<float> out(2 * k);
+  weights.unpack_rows(0, 2, out.data(), k);
+  for (int64_t i = 0; i < k; ++i) {
+    CHECK(out[i] == bf16_to_float(bf16[i]));
+    CHECK(out[k + i] == exact[i]);
+  }
+  // What is already on the 4-bit grid, as a GGUF's Q4_1 blocks are, comes back exactly.
+  std::vector<float> grid(kGroupSize);
+  for (int i = 0; i < kGroupSize; ++i) grid[i] = 0.01171875f * (i % 16) - 0.0859375f;
+  PackedMatrix four(1, kGroupSize, WeightFormat::kInt4);
+  four.pack_rows(0, 1, grid.data(), SourceType::kFloat32, kGroupSize);
+  std::vector<float> back(kGroupSize);
+  four.unpack_rows(0, 1, back.data(), kGroupSize);
+  CHECK(back == grid);
+}
+
+TEST(wrong_arguments_are_refused) {
+  CHECK_THROWS(PackedMatrix(-1, 4, WeightFormat::kBf16));
+  CHECK_THROWS(PackedMatrix(3, 4, WeightFormat::kBf16, RowOrder::kGateUp));
+  PackedMatrix weights(4, 4, WeightFormat::kInt4);
+  const float row[4] = {1, 2, 3, 1000};
+  const float nan_row[4] = {1, 2, 3, NAN};
+  CHECK_THROWS(weights.pack_rows(0, 1, row, SourceType::kFloat32, 4));
+  CHECK_THROWS(weights.pack_rows(0, 1, nan_row, SourceType::kFloat32, 4));
+  CHECK_THROWS(weights.pack_rows(4, 1, row, SourceType::kFloat32, 4));
+  CHECK_THROWS(parse_weight_format("int3"));
+  CHECK_THROWS(parse_isa("sse"));
+}
+
+}  // namespace
+}  // namespace stagebeam
