@@ -132,6 +132,7 @@ class Engine:
         self.add_bos = self.processor.default_add_bos if add_bos == "auto" else bool(add_bos)
         pieces = token_bytes(self.processor.tokenizer)
         pieces = [*pieces[: self.spec.vocab_size], *[None] * (self.spec.vocab_size - len(pieces))]
+        self.token_bytes = tuple(pieces)
         bank = TagBank(pieces, self.device)
         bank.register(sorted(self.plan.close_tags))
         runner = ModelRunner(model, self.kv_cache, self.image_slots, bank, ops)
@@ -366,8 +367,9 @@ class Engine:
         return self._intake.default_sampling()
 
     def stats(self) -> dict[str, int]:
-        """Block and image slot counts of this moment."""
+        """Counts of blocks, image slots and questions of this moment."""
         return {
+            **self._loop.num_questions(),
             **self.kv_cache.pool.stats(),
             "num_image_slots": self.image_slots.num_slots,
             "num_images_in_use": self.image_slots.num_in_use,

@@ -97,6 +97,10 @@ class EngineLoop:
         with suppress(CancelledError):  # a closed engine ends every question anyway
             self.call(lambda: self._end(question, error))
 
+    def num_questions(self) -> dict[str, int]:
+        """Questions admitted, and those that wait for an image slot."""
+        return {"num_running": len(self._running), "num_waiting": len(self._waiting)}
+
     def close(self) -> None:
         """Cancel every question and stop the thread; returns once it has stopped."""
         with self._lock:

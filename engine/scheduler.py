@@ -76,8 +76,7 @@ def stage_widths(search: SearchParams, plan: StagePlan, max_tokens: int) -> list
     """(branches, tokens each) of every sampling round a strategy may run, in order."""
     if search.strategy == "stage_beam":
         return [
-            (s.beam_size or search.beam_size, s.max_tokens or _stage_tokens(s, max_tokens))
-            for s in plan.stages
+            (s.beam_size or search.beam_size, _stage_tokens(s, max_tokens)) for s in plan.stages
         ]
     if search.strategy == "sentence_beam":
         return [(search.beam_size, max_tokens)] * search.max_rounds
@@ -89,7 +88,9 @@ def stage_widths(search: SearchParams, plan: StagePlan, max_tokens: int) -> list
 
 
 def _stage_tokens(stage: Stage, max_tokens: int) -> int:
-    return stage.sampling.max_tokens if stage.sampling is not None else max_tokens
+    if stage.sampling is not None:
+        return stage.max_tokens or stage.sampling.max_tokens
+    return min(stage.max_tokens or max_tokens, max_tokens)
 
 
 def worst_case_blocks(

@@ -28,7 +28,9 @@ class Stage:
     hints:     names of earlier stages whose inner text the judge is given
     is_judged: False takes the first well-formed candidate
     has_gate:  the text-only correctness gate applies (where judging uses one)
-    beam_size, max_tokens, sampling: overrides for this stage; None takes the question's
+    beam_size, sampling: overrides for this stage; None takes the question's
+    max_tokens: the most tokens of this stage; without a sampling of its own a question may ask for
+                fewer
     """
 
     name: str

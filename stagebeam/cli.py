@@ -14,6 +14,7 @@ from stagebeam import __version__
 from stagebeam.benchmarks.accuracy.command import add_evaluate_parser
 from stagebeam.engine.cli.answer import add_answer_parser
 from stagebeam.engine.cli.doctor import add_doctor_parser
+from stagebeam.engine.cli.serve import add_serve_parser
 from stagebeam.training.annotate_command import add_annotate_parser
 from stagebeam.training.cli import add_train_parser
 
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_answer_parser(commands)
     add_annotate_parser(commands)
+    add_serve_parser(commands)
     add_train_parser(commands)
     add_evaluate_parser(commands)
     add_doctor_parser(commands)

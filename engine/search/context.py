@@ -38,7 +38,9 @@ class SearchContext:
         others = tuple(tag for tag in self.plan.close_tags if tag != stage.close_tag)
         sampling = stage.sampling or self.sampling
         if stage.max_tokens is not None:
-            sampling = replace(sampling, max_tokens=stage.max_tokens)
+            own = stage.sampling is not None
+            limit = stage.max_tokens if own else min(stage.max_tokens, sampling.max_tokens)
+            sampling = replace(sampling, max_tokens=limit)
         return Sample(
             prefix=prefix,
             n=n,
