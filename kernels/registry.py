@@ -21,7 +21,7 @@ MODULES = {
     "triton": "triton_kernel",
     "cuda": "cuda",
 }
-PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("triton", "reference")}  # of "auto"
+PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}  # of "auto"
 
 
 class BackendUnavailableError(ValueError):
@@ -48,6 +48,7 @@ class Ops:
 
 
 OPS = tuple(field.name for field in fields(Ops))
+OPTIONAL_OPS = ("int8_linear",)  # no step needs them; not every backend has them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

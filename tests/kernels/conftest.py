@@ -1,11 +1,15 @@
 """What the tests of every op share: the op in each backend, the tolerance table, a poisoned cache.
 
-A test module names its op in `OP`; a test that takes `op` runs once a backend that is present.
+A test module names its op in `OP`; a test that takes `op` runs once a backend that is present, and
+once with the CUDA kernel on the host's grid of fibers where the op has one.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -13,6 +17,21 @@ import torch
 from torch import Tensor
 
 from stagebeam.kernels import registry
+
+
+def _load(name: str) -> Any:
+    """A module beside this file, importable by its name (tests are not a package)."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+cuda_on_host = _load("cuda_on_host")
+sample_rows = _load("sample_rows")
 
 # Largest error allowed, as a share of the largest exact magnitude: some tens of roundings.
 TOLERANCE = {
@@ -35,6 +54,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         elif not reason.startswith("not implemented"):
             skip = pytest.mark.skip(reason=f"{backend} cannot run {name}: {reason}")
             cases.append(pytest.param(None, id=backend, marks=skip))
+    if not (registry.why_unavailable(name, "cuda") or "").startswith("not implemented"):
+        reason = cuda_on_host.why_unavailable()
+        marks = [pytest.mark.skip(reason=reason)] if reason else []
+        cases.append(pytest.param(cuda_on_host.load(name), id="cuda-on-host", marks=marks))
     metafunc.parametrize("op", cases)
 
 
