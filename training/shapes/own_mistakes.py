@@ -12,7 +12,7 @@ import logging
 import os
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from stagebeam.engine.engine import Engine
@@ -48,13 +48,16 @@ def collect_mistakes(folder: Path, path: Path, *, seed: int, num_questions: int)
     with Engine(folder) as engine:
         for turn, temperature in enumerate(TEMPERATURES * NUM_SAMPLES):
             sampling = SamplingParams(temperature=temperature, top_p=1.0, top_k=0, max_tokens=160)
+            first_seed = turn * num_questions
             asked = [
-                {"question": one.text, "image": image, "seed": turn * num_questions + index}
+                {
+                    "question": one.text,
+                    "image": image,
+                    "sampling": replace(sampling, seed=first_seed + index),
+                }
                 for index, (one, image) in enumerate(zip(questions, images, strict=True))
             ]
-            answers = engine.answer_many(
-                asked, search=SearchParams(strategy="single"), sampling=sampling
-            )
+            answers = engine.answer_many(asked, search=SearchParams(strategy="single"))
             for scene, question, answer, rng in zip(scenes, questions, answers, rngs, strict=True):
                 said = {stage.name: stage.text.strip() for stage in answer.stages}
                 found = _first_mistake(said, annotate(question, scene))
