@@ -1,0 +1,147 @@
+// Attention of a whole layer as a list of items that threads take one by one.
+//
+// A plan says who attends to what and is made once a pass, for all layers; running it needs a
+// layer's arrays. Decode items are splits of the cache: a trunk's split is read once for all
+// branches of its group, and whoever finishes a row's last split merges it. Prefill items are rows.
+// Invariant: a row's output depends on its tokens alone, not on its group or the number of threads.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+
+namespace stagebeam::cpu {
+
+struct AttentionShape {
+  int64_t num_heads;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  float sm_scale;
+};
+
+// A layer's cache: [num_blocks, block_size, num_kv_heads, head_dim], or image slots
+// [num_slots, vision_tokens, num_kv_heads, head_dim]; int8 has [.., .., num_kv_heads] scales
+// beside.
+struct KvCache {
+  CacheFormat format;
+  int64_t block_size;  // of image slots: vision_tokens
+  void* keys;
+  void* values;
+  float* key_scales;
+  float* value_scales;
+};
+
+// What a layer computes with. Strides are in elements between rows.
+struct AttentionLayer {
+  AttentionShape shape;
+  KvCache cache;
+  const float* q;  // [num_rows, num_heads, head_dim]
+  int64_t q_stride;
+  const float* q_norm = nullptr;  // [head_dim]: RMSNorm of each query head first
+  float eps = 0;
+  const float* cos_sin = nullptr;  // [max_positions, head_dim]: rotates queries and new keys
+  const int64_t* positions = nullptr;
+  const float* new_keys =
+      nullptr;  // [num_rows, num_kv_heads, head_dim], stored before they are read
+  const float* new_values = nullptr;
+  int64_t new_stride = 0;
+  const int32_t* slots = nullptr;  // where new keys and values go; -1 skips
+  float* out = nullptr;            // [num_rows, num_heads * head_dim]
+  int64_t out_stride = 0;
+};
+
+// The op contracts in kernels/{branch,prefill,cross}_attention say what these arrays hold.
+struct BranchRows {
+  int64_t num_rows;
+  int64_t num_groups;
+  const int32_t* group_offsets;
+  const int32_t* trunk_tables;
+  int64_t trunk_width;
+  const int32_t* trunk_lens;
+  const int32_t* tail_tables;
+  int64_t tail_width;
+  const int32_t* tail_lens;
+};
+struct PrefillRows {
+  int64_t num_seqs;
+  const int32_t* cu_seqlens_q;
+  const int32_t* seq_lens;
+  const int32_t* block_tables;
+  int64_t table_width;
+};
+struct CrossRows {
+  int64_t num_groups;
+  const int32_t* group_offsets;
+  const int32_t* group_slots;
+  const int32_t* kv_lens;
+};
+
+// A thread's working memory.
+struct AttentionScratch {
+  std::vector<float> queries, states, folded, head;
+};
+
+class AttentionPlan {
+ public:
+  // The arrays that a plan is made from must outlive it.
+  void plan_branches(const BranchRows& rows, const AttentionShape& shape, int num_threads);
+  void plan_prefill(const PrefillRows& rows, const AttentionShape& shape);
+  void plan_cross(const CrossRows& rows, const AttentionShape& shape, int num_threads);
+
+  int64_t num_items() const { return static_cast<int64_t>(items_.size()); }
+  int64_t num_rows() const { return static_cast<int64_t>(rows_.size()); }
+
+  // Rotates and stores row `row`'s new keys and values; prefill does this for all rows, with a
+  // barrier, before it attends. Decode items do it themselves.
+  void store_row(const AttentionLayer& layer, int64_t row, AttentionScratch& scratch) const;
+
+  // Runs one item; every item runs once a layer, in any order, on any thread.
+  void run_item(const AttentionLayer& layer, int64_t item, AttentionScratch& scratch);
+
+  // Cache bytes that one layer's items read from memory, for measurements.
+  int64_t kv_bytes(const AttentionShape& shape, CacheFormat format) const;
+
+ private:
+  struct Source {  // tokens that rows share: a trunk, a prompt or an image
+    const int32_t* table;
+    int64_t first_slot;  // of an image; -1 for none
+    int64_t length;
+  };
+  struct Row {
+    int64_t limit;              // tokens attended to, 0 for none
+    const int32_t* tail_table;  // null where all of them are shared
+  };
+  // Rows begin .. end - 1, KV heads kv_begin .. kv_end - 1, split `split` of their source; kAll
+  // folds all splits in order.
+  struct Item {
+    int32_t source, row_begin, row_end, kv_begin, kv_end, split;
+  };
+  static constexpr int32_t kAll = -1;
+
+  void reset(int64_t num_rows, const AttentionShape& shape, bool is_split);
+  void add_split_items(int32_t source, int32_t begin, int32_t end, int64_t split, bool by_head);
+  void store_head(const AttentionLayer& layer, int64_t row, int64_t kv_head,
+                  AttentionScratch& scratch) const;
+  void load_query(const AttentionLayer& layer, int64_t row, int64_t head, float* out,
+                  AttentionScratch& scratch) const;
+  void write_out(const AttentionLayer& layer, int64_t row, int64_t head, const float* state) const;
+  void run_tiles(const AttentionLayer& layer, const Item& item, int64_t kv_head,
+                 AttentionScratch& scratch);
+  void finish_split(const AttentionLayer& layer, int64_t row, int64_t kv_head,
+                    AttentionScratch& scratch);
+
+  AttentionShape shape_{};
+  std::vector<Source> sources_;
+  std::vector<Row> rows_;
+  std::vector<Item> items_;
+  bool stores_new_ = false;
+  int64_t max_splits_ = 0;
+  std::vector<float> states_;                         // [num_rows, num_heads, max_splits] states
+  std::unique_ptr<std::atomic<int32_t>[]> num_done_;  // [num_rows, num_kv_heads] splits
+  int64_t num_counters_ = 0;
+};
+
+}  // namespace stagebeam::cpu

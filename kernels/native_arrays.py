@@ -1,0 +1,52 @@
+"""Tensors as the C++ kernels take them: contiguous, float32, by address.
+
+Used by the native twins only. A caller keeps the tensor alive while the kernel runs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stagebeam.bindings import _cpu
+
+_CACHE_FORMATS = {
+    torch.float32: _cpu.CACHE_FORMATS["float32"],
+    torch.bfloat16: _cpu.CACHE_FORMATS["bfloat16"],
+    torch.float16: _cpu.CACHE_FORMATS["float16"],
+}
+
+
+def check_on_host(*tensors: Tensor) -> None:
+    """Refuse tensors that the C++ kernels cannot reach."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            raise ValueError(
+                f"the native kernels need tensors on the CPU, got one on {tensor.device}; "
+                "choose another backend for that device"
+            )
+
+
+def floats(x: Tensor) -> Tensor:
+    """x as contiguous float32, itself where it is that already."""
+    check_on_host(x)
+    return x.to(torch.float32).contiguous()
+
+
+def exact(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x contiguous; its dtype must be this one."""
+    check_on_host(x)
+    if x.dtype != dtype:
+        raise ValueError(f"expected a tensor of {dtype}, got {x.dtype}")
+    return x.contiguous()
+
+
+def cache_format(cache: Tensor) -> int:
+    """The kernels' code of a cache's dtype; the cache must be contiguous."""
+    check_on_host(cache)
+    if cache.dtype not in _CACHE_FORMATS or not cache.is_contiguous():
+        raise ValueError(
+            "the native kernels need contiguous caches of float32, bfloat16 or float16, got "
+            f"{cache.dtype}, strides {cache.stride()}"
+        )
+    return _CACHE_FORMATS[cache.dtype]
