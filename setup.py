@@ -109,6 +109,10 @@ setup(
     package_data={
         "": ["py.typed", "*.pyi", "*.html", "*.css", "*.js"],
         "stagebeam": ["assets/**/*"],
+        "stagebeam.bindings.c": ["stagebeam.h"],
+        "stagebeam.bindings.cpp": ["*.hpp"],
+        "stagebeam.bindings.cmake": ["*.cmake"],
+        "stagebeam.bindings.pkgconfig": ["*.pc"],
     },
     ext_modules=[
         core,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from stagebeam import __version__
 from stagebeam.benchmarks.accuracy.command import add_evaluate_parser
+from stagebeam.bindings.locations import CMAKE_DIR, PKG_CONFIG_DIR
 from stagebeam.engine.cli.answer import add_answer_parser
 from stagebeam.engine.cli.doctor import add_doctor_parser
 from stagebeam.engine.cli.serve import add_serve_parser
@@ -45,6 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="A decoding engine for vision-language models that reason in stages.",
     )
     parser.add_argument("--version", action="version", version=f"stagebeam {__version__}")
+    for flag, folder in (("--cmake-dir", CMAKE_DIR), ("--pkg-config-dir", PKG_CONFIG_DIR)):
+        what = f"print where the {flag[2:-4]} files for C and C++ programs are"
+        parser.add_argument(flag, action="version", version=str(folder), help=what)
     parser.add_argument("-v", "--verbose", action="store_true", help="log details to stderr")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_answer_parser(commands)
