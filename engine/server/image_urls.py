@@ -87,13 +87,15 @@ def _file(parts: SplitResult, folder: Path, max_bytes: int) -> bytes:
         raise ImageError("a file: URL must name a file of this machine: file:///folder/image.png")
     try:
         path = Path(unquote(parts.path)).resolve()
-        is_inside = path.is_relative_to(folder.resolve()) and path.is_file()
-        if is_inside:
-            with open(path, "rb") as file:
-                return _checked(file.read(max_bytes + 1), max_bytes)
+        if not (path.is_relative_to(folder.resolve()) and path.is_file()):
+            raise ImageError("the file: URL names no file of the image folder")
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:
+        if isinstance(error, ImageError):
+            raise
         raise ImageError("the file: URL cannot be read") from error
-    raise ImageError("the file: URL names no file of the image folder")
+    return _checked(data, max_bytes)
 
 
 def _fetch(parts: SplitResult, max_bytes: int, is_allowed: Callable[[str], bool]) -> bytes:

@@ -1,0 +1,1 @@
+"""Loads a running server and says what came of it."""
