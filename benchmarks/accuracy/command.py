@@ -13,7 +13,14 @@ from typing import Any, get_args
 
 from stagebeam.benchmarks.accuracy.contenders import parse_contenders
 from stagebeam.benchmarks.accuracy.questions import EASY_VQA, SHAPES
-from stagebeam.benchmarks.accuracy.run import PLOT, RESULTS, TABLE, Evaluation, evaluate
+from stagebeam.benchmarks.accuracy.run import (
+    MAX_VALIDATION,
+    PLOT,
+    RESULTS,
+    TABLE,
+    Evaluation,
+    evaluate,
+)
 from stagebeam.benchmarks.accuracy.table import to_markdown
 from stagebeam.benchmarks.accuracy.temperature import parse_range
 from stagebeam.engine.cli.options import add_model_options, make_engine
@@ -23,6 +30,7 @@ from stagebeam.engine.params import MAX_SEED, JudgeMode, JudgeParams
 logger = logging.getLogger(__name__)
 
 _RECORDED = Path(__file__).resolve().parents[1] / "results"  # of a checkout; not installed
+NONE = "none"
 _SHAPES_STRATEGIES = "greedy,stage_beam:1,2,3,4,8,best_of_n:1,10,sentence_beam:2"
 _ROWS_AT_ONCE = 128  # of a decode step, where no search is wider; the fastest on two CPU cores
 _SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "max_tokens")
@@ -39,7 +47,8 @@ def add_evaluate_parser(commands: Any) -> None:
     parser.add_argument(
         "--strategies",
         metavar="LIST",
-        help=f"searches and beam sizes (default: {_SHAPES_STRATEGIES} on shapes, else greedy)",
+        help=f"searches and beam sizes (default: {_SHAPES_STRATEGIES} on shapes, else greedy); "
+        f"{NONE} only judges pairs or finds the temperature",
     )
     parser.add_argument("--num-questions", type=int, help="default: 1000 of shapes, else all")
     parser.add_argument("--split", choices=("test", "validation"), default="test")
@@ -50,7 +59,8 @@ def add_evaluate_parser(commands: Any) -> None:
     parser.add_argument(
         "--find-temperature",
         metavar="LOW:HIGH",
-        help="evaluate (also) where one answer is wrong on 15 to 25 %% of validation questions",
+        help="evaluate (also) where one answer is wrong on 15 to 25 %% of validation questions "
+        f"(at most {MAX_VALIDATION} of them)",
     )
     parser.add_argument("--top-p", type=float)
     parser.add_argument("--top-k", type=int)
@@ -70,9 +80,12 @@ def add_evaluate_parser(commands: Any) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     """Run the evaluation; the table (or --json) goes to stdout, everything to --output."""
-    contenders = parse_contenders(
-        options.strategies or (_SHAPES_STRATEGIES if options.data == SHAPES else "greedy")
-    )
+    listed = options.strategies or (_SHAPES_STRATEGIES if options.data == SHAPES else "greedy")
+    contenders = [] if listed == NONE else parse_contenders(listed)
+    if not contenders and not options.judge_pairs and not options.find_temperature:
+        raise InvalidInputError(
+            f"--strategies {NONE} leaves nothing to do: give --judge-pairs or --find-temperature"
+        )
     if options.data not in (SHAPES, EASY_VQA) and not Path(options.data).exists():
         raise InvalidInputError(
             f"expected {SHAPES}, {EASY_VQA} or a folder with train.jsonl, got {options.data!r}"
@@ -80,7 +93,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     if not 0 <= options.seed <= MAX_SEED:
         raise InvalidInputError(f"--seed must be in 0 .. 2**64 - 1, got {options.seed}")
     ends = parse_range(options.find_temperature) if options.find_temperature else None
-    widest = max(contender.beam_size for contender in contenders)
+    widest = max((contender.beam_size for contender in contenders), default=1)
     with make_engine(options, max_branches=max(_ROWS_AT_ONCE, widest)) as engine:
         given = {name: getattr(options, name) for name in _SAMPLING_OPTIONS}
         given = {name: value for name, value in given.items() if value is not None}
@@ -110,7 +123,10 @@ def run_evaluate(options: argparse.Namespace) -> int:
 def _default_output(evaluation: Evaluation) -> Path:
     """A folder whose name tells the settings, so that a short run never replaces a recorded one."""
     count = "all" if evaluation.num_questions is None else evaluation.num_questions
-    name = f"accuracy-{Path(evaluation.data).stem}-{evaluation.split}-{count}-seed{evaluation.seed}"
+    measured = "accuracy" if evaluation.contenders else "judge"
+    name = (
+        f"{measured}-{Path(evaluation.data).stem}-{evaluation.split}-{count}-seed{evaluation.seed}"
+    )
     if evaluation.has_own_temperature and not _is_greedy(evaluation.contenders):
         name += f"-t{evaluation.sampling.temperature:g}"
     if evaluation.temperature_range is not None:

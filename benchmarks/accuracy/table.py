@@ -32,15 +32,15 @@ def to_markdown(document: dict[str, Any]) -> str:
         heading = "greedy" if temperature is None else f"temperature {temperature:g}"
         parts += [
             f"## {heading[0].upper()}{heading[1:]}",
-            _rows_table(rows),
-            _kinds_table(rows, document["majority"]),
+            rows_table(rows),
+            kinds_table(rows, document["majority"]),
         ]
     if document["comparisons"]:
         parts += ["## Paired comparisons", _comparisons(document["comparisons"])]
     if document["temperature_search"]:
         parts += ["## Choice of the temperature", _temperature(document["temperature_search"])]
     if document["judge_pairs"]:
-        parts += ["## The judge alone", _judge(document["judge_pairs"])]
+        parts += ["## The judge alone", judge_table(document["judge_pairs"])]
     return "\n\n".join(part for part in [*parts, _source(document)] if part) + "\n"
 
 
@@ -55,7 +55,8 @@ def _intro(document: dict[str, Any]) -> str:
     )
 
 
-def _rows_table(rows: Sequence[dict[str, Any]]) -> str:
+def rows_table(rows: Sequence[dict[str, Any]]) -> str:
+    """One line a search: share right, format, costs, paired tests."""
     body = []
     for row in rows:
         count = row["num_questions"]
@@ -66,8 +67,8 @@ def _rows_table(rows: Sequence[dict[str, Any]]) -> str:
             (
                 row["strategy"],
                 row["beam_size"],
-                f"{_percent(row['accuracy'])} ({_percent(low)}-{_percent(high)})",
-                _percent(row["format_valid"]),
+                f"{percent(row['accuracy'])} ({percent(low)}-{percent(high)})",
+                percent(row["format_valid"]),
                 f"{row['tokens_per_question']:.0f}",
                 f"{judge_tokens / count:.0f}",
                 f"{row['judge_calls'] / count:.1f}",
@@ -76,10 +77,10 @@ def _rows_table(rows: Sequence[dict[str, Any]]) -> str:
                 _versus(row["versus"].get(STAGE_BEAM_1)),
             )
         )
-    return _table(_HEADINGS, body)
+    return markdown_table(_HEADINGS, body)
 
 
-def _kinds_table(rows: Sequence[dict[str, Any]], majority: dict[str, Any]) -> str:
+def kinds_table(rows: Sequence[dict[str, Any]], majority: dict[str, Any]) -> str:
     """Accuracy by kind of question, beside each kind's most common answer; "" without kinds."""
     kinds = rows[0]["by_kind"]
     if not kinds:
@@ -87,8 +88,8 @@ def _kinds_table(rows: Sequence[dict[str, Any]], majority: dict[str, Any]) -> st
     body = [
         [
             row["label"],
-            _percent(row["accuracy"]),
-            *(_percent(row["by_kind"][kind]["accuracy"]) for kind in kinds),
+            percent(row["accuracy"]),
+            *(percent(row["by_kind"][kind]["accuracy"]) for kind in kinds),
         ]
         for row in rows
     ]
@@ -96,12 +97,12 @@ def _kinds_table(rows: Sequence[dict[str, Any]], majority: dict[str, Any]) -> st
     body.append(
         [
             "each kind's most common answer",
-            _percent(majority["accuracy"]),
-            *(f"{_percent(one['accuracy'])} ({one['answer']})" for one in constant),
+            percent(majority["accuracy"]),
+            *(f"{percent(one['accuracy'])} ({one['answer']})" for one in constant),
         ]
     )
     counts = [f"{kind} ({part['num_questions']})" for kind, part in kinds.items()]
-    return _table(["right %", f"all ({rows[0]['num_questions']})", *counts], body)
+    return markdown_table(["right %", f"all ({rows[0]['num_questions']})", *counts], body)
 
 
 def _comparisons(comparisons: Sequence[dict[str, Any]]) -> str:
@@ -112,18 +113,18 @@ def _comparisons(comparisons: Sequence[dict[str, Any]]) -> str:
             c["that"],
             c["only_this_right"],
             c["only_that_right"],
-            "" if c["errors_removed"] is None else _percent(c["errors_removed"]),
-            _p(c["p"]),
+            "" if c["errors_removed"] is None else percent(c["errors_removed"]),
+            p_value(c["p"]),
         )
         for c in comparisons
     ]
     headings = ("temperature", "this", "that", "only this right", "only that right")
-    return _table((*headings, "% of that's errors removed", "p"), body)
+    return markdown_table((*headings, "% of that's errors removed", "p"), body)
 
 
 def _temperature(search: dict[str, Any]) -> str:
-    low, high = (_percent(end) for end in search["wanted"])
-    tried = ", ".join(f"{t:g} ({_percent(error)} %)" for t, error in search["trials"])
+    low, high = (percent(end) for end in search["wanted"])
+    tried = ", ".join(f"{t:g} ({percent(error)} %)" for t, error in search["trials"])
     found = search["temperature"]
     outcome = "none was found" if found is None else f"taken: {found:g}"
     return (
@@ -132,7 +133,8 @@ def _temperature(search: dict[str, Any]) -> str:
     )
 
 
-def _judge(report: dict[str, Any]) -> str:
+def judge_table(report: dict[str, Any]) -> str:
+    """The judge alone, over all pairs, by text and by error."""
     body = [_judge_line("all", report)]
     for name in ("target", "error"):
         for value, part in report[f"by_{name}"].items():
@@ -141,7 +143,7 @@ def _judge(report: dict[str, Any]) -> str:
     return (
         "Held-out pairs of texts with a single error, judged in both orders by one forward pass; "
         "right by the mean of both, as a search takes it; consistent where both orders pick the same "
-        "text.\n\n" + _table((*headings, "first chosen %"), body)
+        "text.\n\n" + markdown_table((*headings, "first chosen %"), body)
     )
 
 
@@ -150,10 +152,10 @@ def _judge_line(name: str, part: dict[str, Any]) -> Sequence[object]:
     return (
         name,
         part["num_pairs"],
-        f"{_percent(part['accuracy'])} ({_percent(low)}-{_percent(high)})",
-        _percent(part["single_order_accuracy"]),
-        _percent(part["order_consistency"]),
-        _percent(part["first_chosen"]),
+        f"{percent(part['accuracy'])} ({percent(low)}-{percent(high)})",
+        percent(part["single_order_accuracy"]),
+        percent(part["order_consistency"]),
+        percent(part["first_chosen"]),
     )
 
 
@@ -173,17 +175,20 @@ def _versus(comparison: dict[str, Any] | None) -> str:
     if comparison is None:
         return ""
     won, lost = comparison["only_this_right"], comparison["only_that_right"]
-    return f"+{won} -{lost}, p {_p(comparison['p'])}"
+    return f"+{won} -{lost}, p {p_value(comparison['p'])}"
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A share as percent, without the sign."""
     return f"{100 * value:.1f}"
 
 
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
+    """A p, short."""
     return f"{value:.2g}" if value >= 1e-4 else f"{value:.0e}"
 
 
-def _table(headings: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+def markdown_table(headings: Sequence[str], body: Iterable[Sequence[object]]) -> str:
+    """A Markdown table of any values."""
     lines = [headings, ["---"] * len(headings), *body]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

@@ -216,6 +216,7 @@ def test_a_folder_in_the_published_layout(
         ("shapes --strategies beam:2", "expected greedy"),
         ("shapes --find-temperature 2", "LOW:HIGH"),
         ("shapes --seed -1", "--seed must be"),
+        ("shapes --strategies none", "leaves nothing to do"),
     ],
 )
 def test_bad_commands_are_one_line(arguments, reason, capsys) -> None:
@@ -223,6 +224,25 @@ def test_bad_commands_are_one_line(arguments, reason, capsys) -> None:
     error = capsys.readouterr().err
     assert reason in error
     assert error.count("\n") == 1
+
+
+def test_the_judge_alone(tmp_path: Path, capsys) -> None:
+    output = tmp_path / "out"
+    status = main(
+        f"evaluate shapes --strategies none --judge-pairs 6 --num-questions 1 --json "
+        f"--kv-cache-bytes {64 << 20} --output {output}".split()
+    )
+    document = json.loads(capsys.readouterr().out)
+    assert status == 0
+    assert document["is_complete"]
+    assert document["rows"] == document["comparisons"] == []
+    report = document["judge_pairs"]
+    assert report["num_pairs"] == 6
+    assert 0 <= report["accuracy"] <= 1
+    assert 0 <= report["order_consistency"] <= 1
+    assert sorted(path.name for path in output.iterdir()) == [
+        *("answers", "results.json", "results.md")
+    ]
 
 
 def test_only_shapes_has_pairs_and_a_validation_split(wanted: Evaluation) -> None:
