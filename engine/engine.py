@@ -34,6 +34,7 @@ from stagebeam.engine.question import Scorer
 from stagebeam.engine.search.requests import Until, Verdict
 from stagebeam.engine.session import BranchRef, Session
 from stagebeam.engine.stages import LLAVA_COT_PLAN, StagePlan
+from stagebeam.engine.step.graphs import GraphRunner
 from stagebeam.engine.step.runner import ModelRunner
 from stagebeam.engine.tag_automaton import TagBank, token_bytes
 from stagebeam.kernels.registry import resolve
@@ -41,6 +42,7 @@ from stagebeam.kernels.registry import resolve
 BLOCK_SIZE = 16
 PREFILL_CHUNK_SIZE = 512
 MAX_PREFILL_TOKENS = 2048
+POLL_STEPS = 8  # on CUDA
 
 
 class Engine:
@@ -54,6 +56,8 @@ class Engine:
     kv_cache_bytes:  bytes of the paged KV cache; None takes a share of the free memory
     num_image_slots: images held encoded; None takes a share too
     max_branches:    the most rows of a decode step
+    poll_steps:      decode steps between two looks at what was sampled; None is 8 on CUDA, where a step
+                     is a captured graph, and plain steps on a CPU
     seed:            where the seeds of questions without one come from
     add_bos:         put a begin-of-text id before rendered prompts, "auto" as the checkpoint was trained
     plan:            the stage plan; None is the checkpoint's own, else LLaVA-CoT's
@@ -71,12 +75,15 @@ class Engine:
         kv_cache_bytes: int | None = None,
         num_image_slots: int | None = None,
         max_branches: int = 64,
+        poll_steps: int | None = None,
         seed: int = 0,
         add_bos: bool | str = "auto",
         plan: StagePlan | None = None,
     ) -> None:
         folder = find_checkpoint(path)
         check_positive("max_branches", max_branches)
+        if poll_steps is not None:
+            check_positive("poll_steps", poll_steps)
         if kv_cache_bytes is not None:
             check_positive("kv_cache_bytes", kv_cache_bytes)
         if num_image_slots is not None:
@@ -135,7 +142,10 @@ class Engine:
         self.token_bytes = tuple(pieces)
         bank = TagBank(pieces, self.device)
         bank.register(sorted(self.plan.close_tags))
-        runner = ModelRunner(model, self.kv_cache, self.image_slots, bank, ops)
+        if poll_steps is None and self.device.type == "cuda":
+            poll_steps = POLL_STEPS
+        parts = model, self.kv_cache, self.image_slots, bank, ops
+        runner = GraphRunner(*parts, poll_steps) if poll_steps else ModelRunner(*parts)
         self._loop = EngineLoop(
             runner,
             Decoder(runner, pieces, max_branches, self.device),

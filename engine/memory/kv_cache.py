@@ -6,6 +6,8 @@ Invariant: a block's content is read only through a sequence that owns it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -57,6 +59,15 @@ class KVCache:
         slots, copies = taken
         self._copy(copies)
         return slots
+
+    def append_each(self, counts: Sequence[tuple[int, int]]) -> None:
+        """Extend sequences by several tokens each, within their reservations; [(seq, num_tokens)]."""
+        pairs = []
+        for seq, num_tokens in counts:
+            taken = self.pool.append(seq, num_tokens)
+            assert taken is not None, "a branch outgrew its reservation"
+            pairs.append(taken[1])
+        self._copy(np.concatenate(pairs))
 
     def _copy(self, pairs: np.ndarray) -> None:
         if len(pairs):
