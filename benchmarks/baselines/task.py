@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 from stagebeam.engine.branch import Branch, gate_uid, verdict_uid
 from stagebeam.engine.judge.asker import Asker, JudgePrompt
@@ -22,6 +23,7 @@ from stagebeam.engine.stages import StagePlan
 
 IMAGE_PLACE = 4  # of the image token in a forced prompt: after the turn's header
 SENTENCE_TOKENS = 20  # a forced sentence's length
+_image_number = count()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,7 @@ def free_task(
     return Task(
         question=question,
         prompt_ids=tuple(prompt_ids),
-        image=None if image is None else processor.preprocess(image),
+        image=_fresh_image(processor, image),
         image_position=processor.image_token_position(prompt_ids),
         plan=plan,
         search=search,
@@ -127,7 +129,7 @@ def forced_task(
     return Task(
         question="",
         prompt_ids=words.with_image(lengths.prompt),
-        image=None if image is None else processor.preprocess(image),
+        image=_fresh_image(processor, image),
         image_position=None if image is None else IMAGE_PLACE,
         plan=replace(plan, stages=stages),
         search=replace(search, max_rounds=-(-lengths.answer // SENTENCE_TOKENS)),
@@ -142,6 +144,14 @@ def forced_task(
         asker=_FixedAsker(processor, plan, judge, words, lengths, has_image=image is not None),
         lengths=lengths,
     )
+
+
+def _fresh_image(processor: Processor, image: ImageSource | None) -> PreparedImage | None:
+    """The image as one that no task before has shown, so that nobody has it encoded already."""
+    if image is None:
+        return None
+    prepared = processor.preprocess(image)
+    return replace(prepared, key=prepared.key + next(_image_number).to_bytes(8, "little"))
 
 
 def ids_text(token_ids: Sequence[int]) -> str:
@@ -180,12 +190,12 @@ class _Words:
         self._rng = random.Random(seed)
         self._image_id = image_id
 
-    def plain(self, count: int) -> tuple[int, ...]:
-        return tuple(self._rng.choices(self._plain, k=count))
+    def plain(self, number: int) -> tuple[int, ...]:
+        return tuple(self._rng.choices(self._plain, k=number))
 
-    def with_image(self, count: int) -> tuple[int, ...]:
+    def with_image(self, number: int) -> tuple[int, ...]:
         """Filler with the image token in its place, where there is an image."""
-        ids = list(self.plain(count))
+        ids = list(self.plain(number))
         if self._image_id is not None:
             ids[IMAGE_PLACE] = self._image_id
         return tuple(ids)

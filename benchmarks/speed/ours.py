@@ -7,7 +7,7 @@ caches and the kernels run as they always do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stagebeam.benchmarks.baselines.outcome import Outcome
 from stagebeam.benchmarks.baselines.task import Task, forced
@@ -20,11 +20,20 @@ from stagebeam.engine.search.policies import make_policy
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What came of tasks that ran together, and the passes that it took."""
+    """What came of tasks that ran together, and the passes that it took where those are known."""
 
     outcomes: list[Outcome]
-    spans: list[Span]
-    decode_kv_bytes: int  # blocks in use at once while branches were decoded, at the most
+    spans: list[Span] = field(default_factory=list)
+
+    @property
+    def host_seconds(self) -> float:
+        """Inside the passes, but in no forward pass: arrays in, tokens out."""
+        return sum(span.seconds - span.forward_seconds for span in self.spans)
+
+    @property
+    def decode_blocks(self) -> int:
+        """KV blocks in use at once while branches were decoded, at the most."""
+        return max((span.used_blocks for span in self.spans if span.kind == "decode"), default=0)
 
 
 class Ours:
@@ -45,11 +54,9 @@ class Ours:
                 self.engine._loop.submit(question)
             answers = [question.handle.result() for question in questions]
         steps = [span for span in recorder.spans if span.kind == "decode"]
-        block_bytes = self.engine.memory.block_bytes
         return Recorded(
             outcomes=[self._outcome(answer, task, steps) for answer, task in zip(answers, tasks)],
             spans=recorder.spans,
-            decode_kv_bytes=max((s.used_blocks for s in steps), default=0) * block_bytes,
         )
 
     def _question(self, task: Task) -> Question:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal
+
+import torch
 
 from stagebeam.engine.engine import Engine
 
@@ -57,16 +59,16 @@ class Recorder:
     spans: list[Span] = field(default_factory=list)
     _forward_seconds: float = 0.0
     _wrapped: list[tuple[Any, str]] = field(default_factory=list)
+    _ops: Any = None
 
     def __enter__(self) -> Recorder:
         loop = self.engine._loop
         runner, decoder, prefills = loop._runner, loop._decoder, loop._prefills
-        for owner, name in (
-            (runner.model, "forward"),
-            (runner.model, "logits"),
-            (runner, "verdicts"),
-        ):
-            self._wrap(owner, name, self._clocked)
+        for name in ("forward", "logits"):
+            self._wrap(runner.model, name, self._clocked)
+        self._wrap(runner, "verdicts", self._clocked)
+        self._ops = runner._ops
+        runner._ops = replace(self._ops, sample_step=self._clocked(self._ops.sample_step))
         self._wrap(runner, "encode_image", self._encode)
         self._wrap(decoder, "step", self._step)
         self._wrap(prefills, "run_pass", self._pass)
@@ -81,6 +83,7 @@ class Recorder:
         for owner, name in self._wrapped:
             delattr(owner, name)  # the class's own method shows again
         self._wrapped.clear()
+        self.engine._loop._runner._ops = self._ops
 
     def _wrap(self, owner: Any, name: str, around: Callable[[Callable[..., Any]], Any]) -> None:
         setattr(owner, name, around(getattr(owner, name)))
@@ -90,6 +93,8 @@ class Recorder:
         def run(*args: Any) -> Any:
             began = time.perf_counter()
             result = function(*args)
+            if self.engine.device.type == "cuda":
+                torch.cuda.synchronize(self.engine.device)
             self._forward_seconds += time.perf_counter() - began
             return result
 
