@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stagebeam import bindings
+import stagebeam.bindings
 
-PATH = Path(bindings.__file__).with_name("libstagebeam_cuda.so")
+PATH = Path(stagebeam.bindings.__file__).with_name("libstagebeam_cuda.so")
 FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
