@@ -141,9 +141,11 @@ def test_matching_is_practised_in_the_words_of_the_reasoning(encoder: ChatEncode
         words = shown.split("Match ")[1].split(".")[0].split()
         for step in walk.strip().removesuffix(".").split(". "):
             wanted, said = step.split(": ")
-            for value, verdict in zip(said.split()[2:-1:2], said.split()[3:-1:2], strict=True):
+            steps = said.split()[2:-1]  # between the place and the count
+            for value, asked, verdict in zip(steps[::3], steps[1::3], steps[2::3], strict=True):
                 assert value in words
-                assert (verdict == "yes") == (value in wanted.split())
+                assert asked in wanted.split()
+                assert (verdict == "yes") == (value == asked)
 
 
 def test_the_check_counts_stages_that_are_exactly_right() -> None:

@@ -1,8 +1,8 @@
 """Four-stage answers by rule: what each stage says about a scene and a question.
 
-The reasoning enumerates: for each thing asked about it walks the caption's objects one by one, says
-attribute by attribute whether it matches, and carries a running count, so that every token follows
-from a few earlier ones. Text only; knows nothing of tokens or images.
+The reasoning enumerates: for each thing asked about it walks the caption's objects one by one, sets
+each attribute beside the wanted one, says whether they match, and carries a running count, so that
+every token follows from a few close ones. Text only; knows nothing of tokens or images.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def reasoning_text(question: Question, scene: Scene, slip: Slip | None = None) -
 
 
 def walk_text(question: Question, scene: Scene, slip: Slip | None = None) -> tuple[str, list[int]]:
-    """For each filter, each object with yes or no for each attribute and the count so far; and the
-    final counts."""
+    """For each filter, each object's attributes beside the wanted ones, with yes or no, and the count
+    so far; and the final counts."""
     walks, counts = [], []
     for column, one in enumerate(question.filters):
         count = 0
@@ -119,8 +119,8 @@ def walk_text(question: Question, scene: Scene, slip: Slip | None = None) -> tup
             if here is not None and here.change:
                 count = abs(count + here.change)
             said = (
-                f"{value} {'yes' if is_match else 'no'}"
-                for (value, _), is_match in zip(values, matches, strict=True)
+                f"{value} {wanted} {'yes' if is_match else 'no'}"
+                for (value, wanted), is_match in zip(values, matches, strict=True)
             )
             steps.append(f"{thing.place} {' '.join(said)} {count}")
         walks.append(f"{one.words()}: {', '.join(steps)}")

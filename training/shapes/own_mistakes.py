@@ -28,7 +28,7 @@ from stagebeam.training.shapes.streams import pair_example
 logger = logging.getLogger(__name__)
 
 TEMPERATURES = (1.0, 1.3, 1.6)
-NUM_SAMPLES = 3  # of a question at each temperature
+NUM_SAMPLES = 2  # of a question at each temperature
 STAGES = ("summary", "caption", "reasoning", "conclusion")
 
 

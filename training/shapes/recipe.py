@@ -35,7 +35,7 @@ ORDER_SEED = 5
 CHECK_SEED = 11
 SIGHT_STEPS = 700
 STREAM_SIZE = 200_000  # examples in an epoch of a stream; far more than a phase draws
-MISTAKE_QUESTIONS = 960
+MISTAKE_QUESTIONS = 480
 CONFIG = TrainConfig(
     seed=ORDER_SEED,
     betas=(0.9, 0.98),
@@ -51,19 +51,19 @@ LOOK: Mixture = {"place": (1, 128), "places": (2, 64)}
 LEARN: Mixture = {
     "places": (1, 64),
     "text": (2, 40),
-    "answer": (2, 30),
+    "answer": (2, 26),
     "easy": (1, 48),
     "judge-short": (1.5, 64),
 }
 MIX: Mixture = {
-    "answer": (3, 30),
+    "answer": (3, 26),
     "text": (1.5, 40),
     "places": (1, 64),
     "easy": (1, 48),
     "judge-short": (1, 64),
     "judge-caption": (1.5, 40),
     "judge-summary": (0.5, 48),
-    "judge-reasoning": (1.5, 26),
+    "judge-reasoning": (1.5, 22),
     "judge-conclusion": (0.5, 32),
     "judge-answer": (0.5, 16),
     "judge-sentence": (0.5, 28),
@@ -73,23 +73,33 @@ PRACTISE: Mixture = {
     "caption": (2.5, 96),
     "match": (1.5, 80),
     "text": (2, 40),
-    "answer": (1.5, 30),
+    "answer": (1.5, 26),
     "places": (0.5, 64),
     "easy": (0.5, 48),
     "judge-short": (0.5, 64),
     "judge-caption": (0.5, 40),
 }
+REHEARSE: Mixture = {
+    "caption": (2.5, 96),
+    "match": (1, 64),
+    "text": (3, 40),
+    "answer": (2, 26),
+    "easy": (0.5, 48),
+    "judge-short": (0.5, 64),
+    "judge-caption": (1, 40),
+    "judge-reasoning": (1, 22),
+}
 SETTLE: Mixture = {
-    "answer": (3.5, 30),
+    "answer": (3.5, 26),
     "text": (0.5, 40),
-    "caption": (0.5, 96),
+    "caption": (2, 96),
     "places": (0.5, 64),
     "easy": (1, 48),
     "judge-own": (1.5, 32),
     "judge-short": (0.5, 64),
     "judge-caption": (1.5, 40),
     "judge-summary": (0.5, 48),
-    "judge-reasoning": (1.5, 26),
+    "judge-reasoning": (1.5, 22),
     "judge-conclusion": (0.7, 32),
     "judge-answer": (1, 16),
     "judge-sentence": (1, 28),
@@ -108,6 +118,7 @@ def phases(encoder: ChatEncoder, mistakes: Path | None = None) -> tuple[Phase, .
         _phase(encoder, "judge", MIX, steps=363, rate=1.5e-3),
         _phase(encoder, "practise", PRACTISE, steps=350, rate=1.5e-3),
         _phase(encoder, "mix", MIX, steps=450, rate=1.5e-3),
+        _phase(encoder, "rehearse", REHEARSE, steps=300, rate=1.5e-3),
     )
     if mistakes is None:
         return found
@@ -118,7 +129,7 @@ def phases(encoder: ChatEncoder, mistakes: Path | None = None) -> tuple[Phase, .
         batch_size=SETTLE["judge-own"][1],
     )
     drawn = {task: share for task, share in SETTLE.items() if task != own.name}
-    settle = _phase(encoder, "settle", drawn, steps=1100, rate=1.2e-3, falls=True)
+    settle = _phase(encoder, "settle", drawn, steps=1200, rate=1.2e-3, falls=True)
     return (*found, replace(settle, sources=(*settle.sources, own)))
 
 
