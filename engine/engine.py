@@ -141,7 +141,7 @@ class Engine:
         pieces = [*pieces[: self.spec.vocab_size], *[None] * (self.spec.vocab_size - len(pieces))]
         self.token_bytes = tuple(pieces)
         bank = TagBank(pieces, self.device)
-        bank.register(sorted(self.plan.close_tags))
+        self._plan_tags = bank.register(sorted(self.plan.close_tags))  # held: it stays
         if poll_steps is None and self.device.type == "cuda":
             poll_steps = POLL_STEPS
         parts = model, self.kv_cache, self.image_slots, bank, ops

@@ -18,7 +18,7 @@ from stagebeam.engine.question import Cache, Continue, LiveBranch, Question
 from stagebeam.engine.scheduler import PrefillJob
 from stagebeam.engine.search.requests import Sample, Until
 from stagebeam.engine.step.batch import DecodeRow
-from stagebeam.engine.tag_automaton import TagBank
+from stagebeam.engine.tag_automaton import TagBank, TagSet
 
 
 @dataclass(slots=True, kw_only=True)
@@ -156,14 +156,14 @@ class Sampling:
         branches: Sequence[LiveBranch],
         limits: Sequence[int],
         jobs: Sequence[PrefillJob],
-        start: tuple[int, int],
+        start: tuple[TagSet | None, int],
     ) -> None:
         """Build the branches' rows; they join the batch once every job is done.
 
         limits: tokens each may still have; one without any ends at once, as "length"
         start:  what `_start_of` says
         """
-        state, goal_mask = start
+        tags, goal_mask = start
         trunk_blocks = self._kv_cache.pool.num_shared_blocks(
             [b.seq for b, limit in zip(branches, limits) if limit > 0 and b.seq is not None]
         )
@@ -184,8 +184,9 @@ class Sampling:
                 uid=branch_uid(request.stage, index, request.round),
                 sampling=request.sampling,
                 max_tokens=limit,
-                state=state,
+                state=0 if tags is None else tags.start_state,
                 goal_mask=goal_mask,
+                tags=tags,
                 group=group,
                 trunk_blocks=trunk_blocks,
                 image=question.image_ref,
@@ -215,14 +216,12 @@ class Sampling:
         if not jobs:
             self._decoder.join(tracks)
 
-    def _start_of(self, until: Until) -> tuple[int, int]:
-        """(automaton state, goal mask) of a fresh sample; one table serves all goals of a plan."""
+    def _start_of(self, until: Until) -> tuple[TagSet | None, int]:
+        """(tags, goal mask) of a fresh sample; one table serves all goals of a plan."""
         if not (until.goals or until.wrong):
-            return 0, 0
-        tags = sorted({*until.goals, *until.wrong})
-        tag_set = self._bank.register(tags)
-        ids = dict(zip(tags, tag_set.tag_ids))
-        return tag_set.start_state, sum(1 << ids[goal] for goal in set(until.goals))
+            return None, 0
+        tags = self._bank.register(sorted({*until.goals, *until.wrong}))
+        return tags, tags.goal_mask(until.goals)
 
     def _on_finish(self, round_: _Round, i: int, track: Track) -> None:
         branch, question = round_.branches[i], round_.question

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -101,65 +102,117 @@ def _fast_vocab(tokenizer: Any) -> dict[int, bytes | None]:
     return pieces
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class TagSet:
-    """A registered set: where its branches start, and each tag's bit in goal masks."""
+    """A registered set; tag i has bit i in goal masks. Hold it while a branch is in its states."""
 
     start_state: int
-    tag_ids: tuple[int, ...]
+    tags: tuple[str, ...]
+
+    def goal_mask(self, goals: Iterable[str]) -> int:
+        """The mask of those of the set's tags that end a sample well."""
+        return sum(1 << self.tags.index(goal) for goal in set(goals))
+
+
+@dataclass(slots=True)
+class _Place:
+    """The rows [start, end) of a set; `user` gives None once nobody holds it."""
+
+    start: int
+    end: int
+    user: Callable[[], TagSet | None]
 
 
 class TagBank:
     """Several tag sets in one table, so that rows with different stage plans share a batch.
 
     next_state: [num_states, vocab_size] int16; state 0 stays 0 and accepts nothing
-    accept_tag: [num_states] int32, the tag's id (0 .. 62, one per different tag) or -1
-    Registering a set replaces both tensors by longer ones; the states that exist keep their rows.
+    accept_tag: [num_states] int32, the tag's place in its set (0 .. 62) or -1
+    Registering a new set may replace both tensors by longer ones; the states of every set that is
+    held keep their rows. A set that nobody holds is kept until its rows are wanted, the one that was
+    longest unused going first; the table grows beyond `roomy_bytes` only for sets that are held.
     """
 
     def __init__(
-        self, token_bytes: Sequence[bytes | None], device: torch.device | str = "cpu"
+        self,
+        token_bytes: Sequence[bytes | None],
+        device: torch.device | str = "cpu",
+        *,
+        roomy_bytes: int = 64 << 20,
     ) -> None:
         self._token_bytes = token_bytes
-        self._tag_ids: dict[str, int] = {}
-        self._sets: dict[tuple[str, ...], TagSet] = {}
+        self._places: dict[tuple[str, ...], _Place] = {}  # the longest unused first
+        self._roomy_states = min(_MAX_STATES, roomy_bytes // (2 * max(1, len(token_bytes))))
         self.next_state: Tensor = torch.zeros(
             (1, len(token_bytes)), dtype=torch.int16, device=device
         )
         self.accept_tag: Tensor = torch.full((1,), -1, dtype=torch.int32, device=device)
 
     def register(self, tags: Iterable[str]) -> TagSet:
-        """Compile a set of different, non-empty tags; a set that is known costs nothing."""
+        """Compile a set of different, non-empty tags; a set that is still there costs nothing."""
         tags = tuple(tags)
-        if tags not in self._sets:
-            self._sets[tags] = self._add(tags)
-        return self._sets[tags]
+        place = self._places.pop(tags, None) or self._add(tags)
+        self._places[tags] = place
+        user = place.user()
+        if user is None:
+            user = TagSet(place.start, tags)
+            place.user = ref(user)
+        return user
 
-    def _add(self, tags: tuple[str, ...]) -> TagSet:
-        new = [tag for tag in tags if tag not in self._tag_ids]
-        tag_ids = self._tag_ids | {tag: len(self._tag_ids) + i for i, tag in enumerate(new)}
-        if len(tag_ids) > MAX_TAGS:
+    def _add(self, tags: tuple[str, ...]) -> _Place:
+        if len(tags) > MAX_TAGS:
             raise InvalidInputError(
-                f"an engine holds at most {MAX_TAGS} different tags, got {len(tag_ids)} with "
-                f"{tags}; use fewer stage plans per engine"
+                f"a sample may end at one of at most {MAX_TAGS} strings, got {len(tags)}; use fewer "
+                "stages or stop strings"
             )
         try:
             matcher = TagMatcher([tag.encode() for tag in tags], self._token_bytes)
         except ValueError as error:
             raise InvalidInputError(f"cannot compile the tags {tags}: {error}") from error
-        start = self.next_state.shape[0]
-        if start + matcher.num_states > _MAX_STATES:
+        count = matcher.num_states
+        start = self._find_room(count)
+        if start is None:
             raise InvalidInputError(
-                f"the tag automaton holds at most {_MAX_STATES} states, got "
-                f"{start + matcher.num_states} with {tags}; use fewer stage plans per engine"
+                f"the tag automaton holds at most {_MAX_STATES} states and has no room for the "
+                f"{count} of {_clipped(tags)} now; use shorter stop strings or fewer at once"
             )
-        ids = [tag_ids[tag] for tag in tags]
-        accept = [ids[tag] if tag >= 0 else -1 for tag in matcher.accept_tag.tolist()]
         device = self.next_state.device
         rows = torch.from_numpy(matcher.table + start).to(device)
-        self.next_state = torch.cat([self.next_state, rows])
-        self.accept_tag = torch.cat(
-            [self.accept_tag, torch.tensor(accept, dtype=torch.int32, device=device)]
-        )
-        self._tag_ids = tag_ids
-        return TagSet(start, tuple(ids))
+        accept = torch.from_numpy(matcher.accept_tag.astype("int32")).to(device)
+        num_here = min(count, len(self.accept_tag) - start)
+        self.next_state[start : start + num_here] = rows[:num_here]
+        self.accept_tag[start : start + num_here] = accept[:num_here]
+        if num_here < count:
+            self.next_state = torch.cat([self.next_state, rows[num_here:]])
+            self.accept_tag = torch.cat([self.accept_tag, accept[num_here:]])
+        return _Place(start, start + count, _nobody)
+
+    def _find_room(self, count: int) -> int | None:
+        """Where `count` rows are free, idle sets making way; at the table's end it must grow."""
+        while True:
+            start = self._first_gap(count)
+            num_states = max(start + count, len(self.accept_tag))
+            idle = next((tags for tags, p in self._places.items() if p.user() is None), None)
+            has_grown = num_states > max(self._roomy_states, len(self.accept_tag))
+            if not has_grown or (idle is None and num_states <= _MAX_STATES):
+                return start
+            if idle is None:
+                return None
+            del self._places[idle]
+
+    def _first_gap(self, count: int) -> int:
+        start = 1
+        for place in sorted(self._places.values(), key=lambda place: place.start):
+            if place.start - start >= count:
+                return start
+            start = place.end
+        return start
+
+
+def _nobody() -> None:
+    """The dead reference of a set that has not been handed out."""
+
+
+def _clipped(tags: tuple[str, ...]) -> str:
+    words = str(tags)
+    return words if len(words) <= 200 else f"{words[:200]}..."

@@ -22,6 +22,7 @@ from stagebeam.engine.models.forward import (
     PrefillAttention,
 )
 from stagebeam.engine.params import SamplingParams
+from stagebeam.engine.tag_automaton import TagSet
 
 _NO_SLOT = -1
 
@@ -42,6 +43,7 @@ class DecodeRow:
     last_token: sampled (or given) and not yet in the cache; position is its place
     step:       tokens sampled so far in this sample
     group:      rows of one group share their first `trunk_blocks` blocks
+    tags:       whose automaton `state` and `goal_mask` are of; held, so that its states stay
     """
 
     seq: int
@@ -56,6 +58,7 @@ class DecodeRow:
     group: int
     trunk_blocks: int
     image: ImageRef | None
+    tags: TagSet | None = None
     step: int = 0
 
 

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, LlamaTokenizerFast
 from stagebeam.bindings._core import TagMatcher
 from stagebeam.engine.errors import CheckpointError, InvalidInputError
 from stagebeam.engine.stages import LLAVA_COT_PLAN
-from stagebeam.engine.tag_automaton import TagBank, token_bytes
+from stagebeam.engine.tag_automaton import TagBank, TagSet, token_bytes
 
 BUNDLED = Path(__file__).resolve().parents[2] / "assets" / "shapes"
 TAGS = LLAVA_COT_PLAN.close_tags
@@ -101,7 +101,7 @@ class Vocabulary:
             state = self.table[state, token]
             accepted.append(self.accept[state])
         found = first_tags([tag.encode() for tag in TAGS], [self.pieces[t] for t in tokens])
-        assert accepted == [self.tags.tag_ids[tag] if tag >= 0 else -1 for tag in found]
+        assert accepted == found
         return found
 
 
@@ -278,8 +278,9 @@ def test_a_bank_of_several_sets():
     assert bank.next_state.dtype == torch.int16
     assert bank.accept_tag.dtype == torch.int32
     assert len(bank.accept_tag) == len(bank.next_state)
-    assert first.tag_ids == (0, 1)
-    assert second.tag_ids == (1, 2)  # a tag has one id in all sets
+    assert first.goal_mask(["<A>"]) == 1
+    assert first.goal_mask(["<B>", "<B>"]) == 2
+    assert second.goal_mask(["<B>", "<<"]) == 3  # a tag's bit is its place in its own set
     assert set(bank.next_state[0].tolist()) == {0}
     assert bank.accept_tag[0] == -1
     for tags, tokens, accepted in [
@@ -287,8 +288,8 @@ def test_a_bank_of_several_sets():
         (first, [0, 0, 1, 3], 0),
         (first, [5], 0),
         (second, [5], -1),
-        (second, [1, 0, 2, 3], 1),
-        (second, [0, 0, 2, 3], 2),
+        (second, [1, 0, 2, 3], 0),
+        (second, [0, 0, 2, 3], 1),
         (second, [0, 4, 0], -1),
     ]:
         state = tags.start_state
@@ -300,10 +301,10 @@ def test_a_bank_of_several_sets():
 
 def test_what_does_not_fit_a_bank_changes_nothing():
     bank = TagBank([b"a", b"b"], "cpu")
-    bank.register([f"tag{i}" for i in range(60)])
-    shape = bank.next_state.shape
-    with pytest.raises(InvalidInputError, match="at most 63 different tags, got 64"):
-        bank.register(["a", "b", "c", "d"])
+    held = bank.register([f"tag{i}" for i in range(60)])
+    shape, table = bank.next_state.shape, bank.next_state.clone()
+    with pytest.raises(InvalidInputError, match="at most 63 strings, got 64"):
+        bank.register([f"other{i}" for i in range(64)])
     with pytest.raises(InvalidInputError, match="at most 32768 states"):
         bank.register(["x" * 32_767])
     with pytest.raises(InvalidInputError, match="at least one byte"):
@@ -313,4 +314,66 @@ def test_what_does_not_fit_a_bank_changes_nothing():
     with pytest.raises(InvalidInputError, match="at least one tag, got none"):
         bank.register([])
     assert bank.next_state.shape == shape
-    assert bank.register(["a", "b", "c"]).tag_ids == (60, 61, 62)
+    assert torch.equal(bank.next_state, table)
+    assert bank.register([f"tag{i}" for i in range(60)]) is held
+    assert bank.register([f"other{i}" for i in range(63)]).goal_mask(["other62"]) == 1 << 62
+
+
+def accepts(bank: TagBank, tags: TagSet, tokens: list[int]) -> int:
+    state = tags.start_state
+    for token in tokens:
+        state = int(bank.next_state[state, token])
+    return int(bank.accept_tag[state])
+
+
+def test_sets_that_nobody_holds_make_way() -> None:
+    """Any number of different stop strings over time in a table of bounded size."""
+    pieces = [bytes([byte]) for byte in range(256)]
+    bank = TagBank(pieces, roomy_bytes=100 * 2 * 256)  # 100 states
+    plan = bank.register(["</A>", "</B>"])
+    largest = 0
+    for i in range(500):
+        stop = bank.register([f"stop {i}"])
+        assert accepts(bank, stop, list(f"...stop {i}".encode())) == 0
+        assert accepts(bank, stop, list(f"...stop {i + 1}".encode())) == -1
+        assert accepts(bank, plan, list(b"x</B>")) == 1
+        largest = max(largest, len(bank.accept_tag))
+    assert largest <= 100
+    assert bank.register(["</A>", "</B>"]) is plan
+    assert bank.register(["stop 499"]).start_state == stop.start_state
+
+
+def test_sets_that_are_held_stay() -> None:
+    """More held sets than the table was meant for: it grows, and shrinks to gaps when they go."""
+    pieces = [bytes([byte]) for byte in range(256)]
+    bank = TagBank(pieces, roomy_bytes=1)
+    held = {i: bank.register([f"word {i}", "end"]) for i in range(40)}
+    assert len({tags.start_state for tags in held.values()}) == 40
+    num_states = len(bank.accept_tag)
+    for i in range(0, 40, 2):
+        del held[i]
+    for i in range(100, 120):
+        held[i] = bank.register([f"word {i}"])
+    assert len(bank.accept_tag) == num_states
+    for i, tags in held.items():
+        assert accepts(bank, tags, list(f"a word {i}".encode())) == tags.tags.index(f"word {i}")
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 11), st.booleans()), max_size=40), st.integers(1, 60))
+def test_a_held_set_always_matches(moves: list[tuple[int, bool]], roomy_states: int) -> None:
+    """Whatever is registered and let go, every held set finds its own tags and no other's."""
+    pieces = [bytes([byte]) for byte in range(256)]
+    bank = TagBank(pieces, roomy_bytes=roomy_states * 2 * 256)
+    words = {i: (f"{'ab'[i % 2] * (i + 1)}<", f"<{i}") for i in range(12)}
+    held: dict[int, TagSet] = {}
+    for i, is_held in moves:
+        if is_held:
+            held[i] = bank.register(words[i])
+        else:
+            held.pop(i, None)
+        for j, tags in held.items():
+            assert accepts(bank, tags, list(f"x{words[j][0]}".encode())) == 0
+            assert accepts(bank, tags, list(f"x{words[j][1]}".encode())) == 1
+            assert accepts(bank, tags, list(b"nothing here")) == -1
+        assert set(bank.next_state[0].tolist()) == {0}

@@ -124,3 +124,9 @@ def test_a_vision_checkpoint_without_an_image(make_engine, mllama) -> None:
     token_ids = (*output.prompt_token_ids, *output.outputs[0].token_ids)
     expected = mllama.logits(token_ids).argmax(-1)[len(output.prompt_token_ids) - 1 : -1]
     assert output.outputs[0].token_ids == tuple(expected.tolist())
+
+
+def test_any_number_of_stop_strings_over_time(engine) -> None:
+    for i in range(70):
+        (output,) = engine.generate("a", SamplingParams(max_tokens=1, stop=(f"stop {i}", "end")))
+        assert len(output.outputs[0].token_ids) == 1
