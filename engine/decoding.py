@@ -111,8 +111,8 @@ class Decoder:
             {id(t.question): (t.question, t.is_judging) for t in self._tracks.values()}.values()
         )
 
-    def step(self) -> None:
-        """One decode step; finished branches leave, their callbacks run after the batch is whole."""
+    def step(self) -> list[Track]:
+        """One decode step; finished branches leave and come back, for the caller to `on_finish`."""
         result = self._runner.decode(self._batch)
         finished: list[Track] = []
         rows = zip(
@@ -131,8 +131,7 @@ class Decoder:
             self._batch.remove({track.row.seq for track in finished})
             for track in finished:
                 del self._tracks[track.row.seq]
-            for track in finished:
-                track.on_finish(track)
+        return finished
 
     def _tell(
         self, track: Track, token_id: int, logprob: float, finish: FinishReason | None

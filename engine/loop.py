@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +25,7 @@ from stagebeam.engine.outputs import Match, SearchResult
 from stagebeam.engine.prefill import PrefillQueue
 from stagebeam.engine.question import Cache, Continue, LiveBranch, Question
 from stagebeam.engine.sampling import Sampling
+from stagebeam.engine.scheduler import PrefillJob
 from stagebeam.engine.search.requests import (
     Commit,
     Gate,
@@ -161,24 +162,38 @@ class EngineLoop:
                 allowed = question.deadline - question.submitted_at
                 self._end(question, DeadlineError(f"no answer within {allowed:g} seconds"))
 
+    # What a pass cost is counted before its results are handed on: they may end a question, whose
+    # listener reads the counts at once.
+
     def _prefill_pass(self) -> None:
         began = time.perf_counter()
-        jobs = {id(job.question): job for job in self._prefills.run_pass()}.values()
+        part, done = self._prefills.run_pass()
+        jobs = {id(job.question): job for job in part}.values()
         for job in jobs:
             job.question.usage.prefill_passes += 1
-            phase = "judge" if job.is_judging else "prefill"
-            self._charge(job.question, phase, (time.perf_counter() - began) / len(jobs))
+        self._charge_prefill(jobs, began)
+        began = time.perf_counter()
+        for job, hidden in done:
+            job.on_done(hidden)
+        self._charge_prefill([job for job in jobs if job.question in self._running], began)
+
+    def _charge_prefill(self, jobs: Collection[PrefillJob], began: float) -> None:
+        seconds = (time.perf_counter() - began) / max(1, len(jobs))
+        for job in jobs:
+            self._charge(job.question, "judge" if job.is_judging else "prefill", seconds)
 
     def _decode_step(self) -> None:
         live = self._decoder.questions()
         began = time.perf_counter()
-        self._decoder.step()
+        finished = self._decoder.step()
         now = time.perf_counter()
         for question, is_judging in live:
             question.usage.decode_steps += not is_judging
             self._charge(question, "judge" if is_judging else "decode", (now - began) / len(live))
             if question.timings.time_to_first_token is None:
                 question.timings.time_to_first_token = now - question.submitted_at
+        for track in finished:
+            track.on_finish(track)
 
     def _charge(self, question: Question, phase: str, seconds: float) -> None:
         setattr(question.timings, phase, getattr(question.timings, phase) + seconds)

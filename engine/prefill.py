@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from stagebeam.engine.question import Question
 from stagebeam.engine.scheduler import PrefillJob, select_chunks
 from stagebeam.engine.step.batch import PrefillChunk
 from stagebeam.engine.step.runner import ModelRunner
+
+FinishedJob = tuple[PrefillJob, Tensor | None]  # with its last hidden state [hidden_size] if wanted
 
 
 class PrefillQueue:
@@ -31,8 +35,9 @@ class PrefillQueue:
         """Forget a question's jobs."""
         self._jobs = [job for job in self._jobs if job.question is not question]
 
-    def run_pass(self) -> list[PrefillJob]:
-        """One forward pass; returns the jobs that had a part in it."""
+    def run_pass(self) -> tuple[list[PrefillJob], list[FinishedJob]]:
+        """One forward pass; returns the jobs that had a part in it, and those of them that are
+        finished, for the caller to `on_done`."""
         chosen = select_chunks(self._jobs, self._chunk_size, self._max_tokens)
         chunks = []
         for job, end in chosen:
@@ -47,13 +52,11 @@ class PrefillQueue:
                 )
             )
         hidden = iter(self._runner.prefill(chunks))
-        done = []
+        done: list[FinishedJob] = []
         for (job, end), chunk in zip(chosen, chunks):
             job.next = end
             if end == job.end:
                 done.append((job, next(hidden) if chunk.wants_hidden else None))
         finished = {id(job) for job, _ in done}
         self._jobs = [job for job in self._jobs if id(job) not in finished]
-        for job, row in done:
-            job.on_done(row)
-        return [job for job, _ in chosen]
+        return [job for job, _ in chosen], done

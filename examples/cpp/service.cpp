@@ -1,10 +1,9 @@
 // A small HTTP service on the engine, with cpp-httplib.   service PORT [CHECKPOINT]
 //
-//   curl -H Content-Type:image/png --data-binary @scene.png
-//   "localhost:8080/ask?question=Circles%3F"
+//   curl -HContent-Type:image/png --data-binary @a.png 'localhost:8080/ask?question=Circles%3F'
 //
-// The events come as lines of JSON while the question runs; who hangs up cancels theirs. GET
-// /health and /stats. SIGTERM and SIGINT end it.
+// The events come as lines of JSON while the question runs; who hangs up cancels theirs.
+// GET /health and /stats. SIGTERM and SIGINT end it.
 #include <httplib.h>
 #include <signal.h>
 #include <stagebeam.hpp>
