@@ -2,8 +2,7 @@
 
 A test module names its op in `OP`; a test that takes `op` runs once a backend that is present, and
 once with the CUDA kernel on the host's grid of fibers where the op has one.
-The
-Triton backend's turn is a process of its own (test_in_the_interpreter.py) or a machine with a GPU.
+The Triton backend's turn is a process of its own (test_in_the_interpreter.py) or a GPU's.
 """
 
 from __future__ import annotations
