@@ -18,6 +18,16 @@ core = Pybind11Extension(
     extra_compile_args=["-O3", "-Wall", "-Wextra"],
 )
 
+# Its files name the instruction sets that they need themselves: one build runs everywhere.
+cpu = Pybind11Extension(
+    "stagebeam.bindings._cpu",
+    sorted([*glob("bindings/cpu_*.cpp"), *glob("csrc/core/*.cpp"), *glob("csrc/cpu/*.cpp")]),
+    depends=sorted([*glob("bindings/*.h"), *glob("csrc/core/*.h"), *glob("csrc/cpu/*.h")]),
+    cxx_std=20,
+    extra_compile_args=["-O3", "-g0", "-Wall", "-Wextra", "-Wno-psabi"],
+    extra_link_args=["-pthread"],
+)
+
 # The C interface: a library without Python in it, and the one that it loads to host the engine.
 C_HEADERS = sorted([*glob("bindings/c/*.h"), *glob("csrc/embed/*.h")])
 c_interface = [
@@ -116,6 +126,7 @@ setup(
     },
     ext_modules=[
         core,
+        cpu,
         *(c_interface if sys.platform == "linux" else []),
         *([cuda] if find_nvcc() else []),
     ],

@@ -1,0 +1,71 @@
+"""The native CPU backend's bottom layer: instruction sets, threads, packed weights, products.
+
+Free of torch; built from csrc/cpu by setup.py. A wrong argument is a `ValueError`; a pool used after
+a fork or inside its own region is a `RuntimeError`.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Floats = NDArray[np.float32]
+
+def available_isas() -> list[str]:
+    """What this machine can run, slowest first, of scalar, neon, avx2, avx512."""
+
+def active_isa() -> str:
+    """The best available one, or the one that STAGEBEAM_ISA named at the first use."""
+
+def set_active_isa(name: str) -> None:
+    """Replaces the active one, for tests."""
+
+def available_cpus() -> int:
+    """Processors in the affinity mask, limited by the control groups' quotas."""
+
+def default_num_threads() -> int:
+    """One for each physical core among the available processors."""
+
+def read_bandwidth(pool: ThreadPool, num_bytes: int = ..., repeats: int = 5) -> float:
+    """GB/s that the pool's threads read together; num_bytes should exceed the caches."""
+
+class ThreadPool:
+    """Threads for parallel regions; the caller counts as one."""
+
+    def __init__(self, num_threads: int, spin_us: int = ...) -> None: ...
+    @property
+    def num_threads(self) -> int: ...
+
+class PackedMatrix:
+    """Weights [out_features, in_features] in the products' own order, zero until packed.
+
+    format: float32, bf16, int8 (a scale for 32 weights) or int4 (a step and a least for 32).
+    is_gate_up: the first half of the rows is the gate's, the second the up projection's.
+    """
+
+    def __init__(
+        self, out_features: int, in_features: int, format: str, *, is_gate_up: bool = False
+    ) -> None: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def num_bytes(self) -> int: ...
+    def pack_rows(self, first_row: int, rows: NDArray[np.generic]) -> None:
+        """rows: [n, in_features] float32, float16, or uint16 with bfloat16's bits, contiguous."""
+
+    def unpack_rows(self, first_row: int, num_rows: int) -> _Floats:
+        """The weights that the products use."""
+
+def linear(
+    pool: ThreadPool,
+    weights: PackedMatrix,
+    x: _Floats,
+    residual: _Floats | None = None,
+    scale: float = 1.0,
+) -> _Floats:
+    """x W^T; with a residual, residual + scale * x W^T; with gate and up rows, silu(gate) * up.
+
+    x: [rows, in_features]; residual and the result: [rows, out_features, or half of them]
+    """
