@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from stagebeam import __version__
 from stagebeam.benchmarks.accuracy.command import add_evaluate_parser
 from stagebeam.benchmarks.speed.bench_command import add_bench_parser
+from stagebeam.benchmarks.speed.profile_command import add_profile_parser
 from stagebeam.bindings.locations import CMAKE_DIR, PKG_CONFIG_DIR
 from stagebeam.engine.cli.answer import add_answer_parser
 from stagebeam.engine.cli.doctor import add_doctor_parser
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_train_parser(commands)
     add_evaluate_parser(commands)
     add_bench_parser(commands)
+    add_profile_parser(commands)
     add_doctor_parser(commands)
     return parser
 
