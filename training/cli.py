@@ -178,7 +178,7 @@ def _draw_curves(args: argparse.Namespace) -> int:
     except OSError as error:
         print(f"stagebeam train: cannot write {output}: {error}", file=sys.stderr)
         return EXIT_FAILED
-    last = {series.name: series.smoothed()[-1] for series in log.series}
+    last = {series.name: series.last for series in log.series}
     print(json.dumps({"output": str(output), "last": last}) if args.json else f"wrote {output}")
     return 0
 

@@ -50,6 +50,12 @@ class Series:
         return means
 
 
+    @property
+    def last(self) -> float:
+        """Where it stands: a loss smoothed, anything else as last measured."""
+        return self.smoothed()[-1] if self.name.startswith("loss") else self.values[-1]
+
+
 @dataclass(slots=True)
 class Log:
     """The series of a log in drawing order, and the step after which each phase began."""
@@ -166,8 +172,7 @@ def _title(series: Series) -> str:
     name = (
         series.name.replace("_", " ") if words is None else ": ".join(filter(None, [words, rest]))
     )
-    last = series.smoothed()[-1] if prefix == "loss" else series.values[-1]
-    return f"{name} ({last:.4g})"
+    return f"{name} ({series.last:.4g})"
 
 
 def _group(name: str) -> int | None:

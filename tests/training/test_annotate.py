@@ -70,6 +70,18 @@ def test_rows_on_disk_are_the_streams_rows(tmp_path, encoder, split):
         assert_same_example(dataset[row], streams[task][index])
 
 
+def test_loss_falls_on_the_reply_and_its_end_alone(tmp_path, encoder):
+    """An independent count: the reply's own tokens and one for the end of the turn."""
+    tasks = ("--tasks", ",".join(TASKS))
+    assert annotate("shapes", "--output", tmp_path / "data", "--num-examples", 3, *tasks) == 0
+    dataset, _ = open_conversations(tmp_path / "data", BUNDLED_CHECKPOINT)
+    for index, row in enumerate(read_rows(tmp_path / "data")):
+        reply = encoder.ids(row["conversations"][1]["value"])
+        example = dataset[index]
+        assert example.input_ids[example.labelled].tolist()[:-1] == reply
+        assert example.labelled.sum() == len(reply) + 1
+
+
 def test_easy_vqa_rows_on_disk_are_the_streams_rows(tmp_path, encoder, capsys):
     assert annotate("easy-vqa", "--output", tmp_path / "easy", "--json") == 0
     document = json.loads(capsys.readouterr().out)
