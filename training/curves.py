@@ -49,7 +49,6 @@ class Series:
             means.append(math.exp(total / weight) if is_positive else total / weight)
         return means
 
-
     @property
     def last(self) -> float:
         """Where it stands: a loss smoothed, anything else as last measured."""
