@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from stagebeam.engine.arguments import as_arguments, check_positive, check_type
@@ -28,12 +29,14 @@ from stagebeam.engine.messages import QuestionText
 from stagebeam.engine.models.images import ImageSource
 from stagebeam.engine.models.loader import load_model, read_spec
 from stagebeam.engine.models.processor import load_processor
+from stagebeam.engine.models.sharding import open_mesh
 from stagebeam.engine.outputs import Answer, GenerateOutput
 from stagebeam.engine.params import MAX_SEED, JudgeParams, SamplingParams, SearchParams
 from stagebeam.engine.question import Scorer
 from stagebeam.engine.search.requests import Until, Verdict
 from stagebeam.engine.session import BranchRef, Session
 from stagebeam.engine.stages import LLAVA_COT_PLAN, StagePlan
+from stagebeam.engine.step import lead
 from stagebeam.engine.step.graphs import GraphRunner
 from stagebeam.engine.step.runner import ModelRunner
 from stagebeam.engine.tag_automaton import TagBank, token_bytes
@@ -58,6 +61,7 @@ class Engine:
     max_branches:    the most rows of a decode step
     poll_steps:      decode steps between two looks at what was sampled; None is 8 on CUDA, where a step
                      is a captured graph, and plain steps on a CPU
+    tensor_parallel: this process holds a part of the model and rank 0 leads the others; see `follow`
     seed:            where the seeds of questions without one come from
     add_bos:         put a begin-of-text id before rendered prompts, "auto" as the checkpoint was trained
     plan:            the stage plan; None is the checkpoint's own, else LLaVA-CoT's
@@ -76,6 +80,7 @@ class Engine:
         num_image_slots: int | None = None,
         max_branches: int = 64,
         poll_steps: int | None = None,
+        tensor_parallel: bool = False,
         seed: int = 0,
         add_bos: bool | str = "auto",
         plan: StagePlan | None = None,
@@ -101,9 +106,12 @@ class Engine:
         ops = resolve(backend, self.device.type)
         spec = read_spec(folder)
         self.processor = load_processor(folder, spec)
-        model = load_model(folder, device=self.device, dtype=self.dtype, backend_ops=ops)
+        mesh = open_mesh(self.device) if tensor_parallel else None
+        self._has_followers = mesh is not None and mesh.get_rank() == lead.FIRST
+        self._follow: Callable[[], None] | None = None
+        model = load_model(folder, device=self.device, dtype=self.dtype, backend_ops=ops, mesh=mesh)
         self.spec = model.spec
-        self.memory = plan_memory(
+        memory = plan_memory(
             self.spec,
             device=self.device,
             dtype=self.dtype,
@@ -113,6 +121,7 @@ class Engine:
             max_branches=max_branches,
             block_size=BLOCK_SIZE,
         )
+        self.memory = lead.share(memory) if mesh else memory  # ranks may have other free memory
         self.max_model_len = self.memory.max_model_len
         self.kv_cache = KVCache(
             num_layers=self.spec.num_layers,
@@ -122,9 +131,9 @@ class Engine:
             head_dim=self.spec.head_dim,
             dtype=self.dtype,
             device=self.device,
-            ops=ops,
+            ops=lead.leading_ops(ops) if mesh else ops,
         )
-        self.image_slots = ImageSlots(
+        self.image_slots = (lead.LeadImageSlots if mesh else ImageSlots)(
             num_slots=self.memory.num_image_slots,
             num_cross_layers=self.spec.num_cross_layers,
             vision_tokens=self.spec.vision_tokens,
@@ -144,8 +153,15 @@ class Engine:
         self._plan_tags = bank.register(sorted(self.plan.close_tags))  # held: it stays
         if poll_steps is None and self.device.type == "cuda":
             poll_steps = POLL_STEPS
-        parts = model, self.kv_cache, self.image_slots, bank, ops
-        runner = GraphRunner(*parts, poll_steps) if poll_steps else ModelRunner(*parts)
+        runner: ModelRunner
+        if mesh:
+            self._follow = partial(lead.follow, model, self.kv_cache, self.image_slots, ops)
+            leader = lead.LeadModel(model)
+            runner = lead.LeadRunner(leader, self.kv_cache, self.image_slots, bank, ops)
+        elif poll_steps:
+            runner = GraphRunner(model, self.kv_cache, self.image_slots, bank, ops, poll_steps)
+        else:
+            runner = ModelRunner(model, self.kv_cache, self.image_slots, bank, ops)
         self._loop = EngineLoop(
             runner,
             Decoder(runner, pieces, max_branches, self.device),
@@ -371,6 +387,16 @@ class Engine:
         session = _one_session([ref for pair in pairs for ref in pair])
         return session.score(pairs, criterion, hints)
 
+    def follow(self) -> bool:
+        """Under `tensor_parallel`, work for rank 0 until it closes its engine.
+
+        Returns True then; on rank 0, and without `tensor_parallel`, False at once.
+        """
+        if self._follow is None or self._has_followers:
+            return False
+        self._follow()
+        return True
+
     @property
     def default_sampling(self) -> SamplingParams:
         """What a question without sampling parameters uses: the checkpoint's generation defaults."""
@@ -388,6 +414,9 @@ class Engine:
     def close(self) -> None:
         """Cancel what runs and stop the background thread; the engine cannot be used afterwards."""
         self._loop.close()
+        if self._has_followers:
+            self._has_followers = False
+            lead.send("stop")
 
     def __enter__(self) -> Engine:
         return self

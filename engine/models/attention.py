@@ -21,6 +21,7 @@ class SelfAttention:
 
     def __init__(self, spec: ModelSpec, weights: Weights, name: str, ops: Ops) -> None:
         self._ops = ops
+        self._ranks = weights.ranks
         self._head_dim = spec.head_dim
         self._sm_scale = spec.head_dim**-0.5
         q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
@@ -42,7 +43,7 @@ class SelfAttention:
         )
         self._ops.rotary_(q, k, cos_sin, batch.positions)
         self._ops.store_kv_cache(k, v, *cache, batch.slot_mapping)
-        return F.linear(self._attend(q, batch, cache).flatten(1), self.out)
+        return self._ranks.sum(F.linear(self._attend(q, batch, cache).flatten(1), self.out))
 
     def _attend(self, q: Tensor, batch: ForwardBatch, cache: tuple[Tensor, Tensor]) -> Tensor:
         a = batch.attention
@@ -76,6 +77,7 @@ class CrossAttention:
 
     def __init__(self, spec: ModelSpec, weights: Weights, name: str, ops: Ops) -> None:
         self._ops = ops
+        self._ranks = weights.ranks
         self._eps = spec.rms_norm_eps
         self._head_dim = spec.head_dim
         self._sm_scale = spec.head_dim**-0.5
@@ -101,7 +103,7 @@ class CrossAttention:
             cross.max_group_rows,
             self._sm_scale,
         )
-        return F.linear(attended.flatten(1), self.out)
+        return self._ranks.sum(F.linear(attended.flatten(1), self.out))
 
     def project_image(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features [Lv, hidden_size] -> this layer's (k, v), each [Lv, num_kv_heads, head_dim]."""

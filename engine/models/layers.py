@@ -36,6 +36,7 @@ class GatedMLP:
 
     def __init__(self, spec: ModelSpec, weights: Weights, name: str, ops: Ops) -> None:
         self._ops = ops
+        self._ranks = weights.ranks
         hidden, inner = spec.hidden_size, spec.intermediate_size
         self.gate_up = weights.take_fused(
             (f"{name}.gate_proj.weight", f"{name}.up_proj.weight"), (inner, inner), hidden
@@ -43,7 +44,8 @@ class GatedMLP:
         self.down = weights.take(f"{name}.down_proj.weight", hidden, inner)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(self._ops.silu_mul(F.linear(x, self.gate_up)), self.down)
+        inner = self._ops.silu_mul(F.linear(x, self.gate_up))
+        return self._ranks.sum(F.linear(inner, self.down))
 
 
 class SelfAttentionLayer:
@@ -75,10 +77,12 @@ class Head:
         self, spec: ModelSpec, weights: Weights, norm_name: str, embedding: Tensor, ops: Ops
     ) -> None:
         self.norm = RMSNorm(spec, weights, norm_name, ops)
+        self._ranks = weights.ranks
+        self._vocab_size = spec.vocab_size
         if spec.has_tied_head:
-            self.lm_head = embedding[: spec.vocab_size]
+            self.lm_head = self._ranks.tied_head(embedding, spec.vocab_size)
         else:
-            self.lm_head = weights.take("lm_head.weight", spec.vocab_size, spec.hidden_size)
+            self.lm_head = weights.take_part("lm_head.weight", spec.vocab_size, spec.hidden_size)
 
     def hidden(self, update: Tensor | None, residual: Tensor, rows: Tensor | None) -> Tensor:
         """The wanted rows after the final norm, [num_outputs, hidden_size]; rows None takes all."""
@@ -89,4 +93,5 @@ class Head:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, hidden_size] -> float32 [R, vocab_size]."""
-        return F.linear(hidden, self.lm_head).float()
+        logits = F.linear(hidden, self.lm_head)
+        return self._ranks.whole_vocabulary(logits, self._vocab_size).float()

@@ -5,7 +5,6 @@ Reads top to bottom like `LlamaForCausalLM`. Holds weights only; the caches come
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from stagebeam.engine.errors import ImageError
@@ -22,7 +21,8 @@ class Llama:
 
     def __init__(self, spec: ModelSpec, weights: Weights, ops: Ops) -> None:
         self.spec = spec
-        self.embedding = weights.take("embed_tokens.weight", spec.vocab_size, spec.hidden_size)
+        self._ranks = weights.ranks
+        self.embedding = weights.take_part("embed_tokens.weight", spec.vocab_size, spec.hidden_size)
         self.layers = [
             SelfAttentionLayer(spec, weights, f"layers.{i}", ops) for i in range(spec.num_layers)
         ]
@@ -38,7 +38,7 @@ class Llama:
     def forward(self, batch: ForwardBatch, kv: KVLayers, cross_kv: KVLayers) -> Tensor:
         """Run the rows and write their keys and values; see `Model.forward`."""
         assert batch.cross is None, "a text-only model was given rows with an image"
-        residual = F.embedding(batch.token_ids, self.embedding)
+        residual = self._ranks.embed(batch.token_ids, self.embedding)
         update = None
         for layer, cache in zip(self.layers, kv, strict=True):
             update, residual = layer(update, residual, batch, cache, self.cos_sin)

@@ -16,15 +16,18 @@ from typing import Any, Protocol
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import LlamaConfig, MllamaConfig
 
 from stagebeam.engine.errors import CheckpointError
 from stagebeam.engine.models.forward import ForwardBatch, KVLayers
 from stagebeam.engine.models.llama import Llama
 from stagebeam.engine.models.mllama import Mllama
+from stagebeam.engine.models.ranks import ONE_RANK, MeshRanks, Ranks
 from stagebeam.engine.models.safetensors_files import SafetensorsFiles
+from stagebeam.engine.models.sharding import RankTensors, rank_spec
 from stagebeam.engine.models.spec import ModelSpec
-from stagebeam.engine.models.weights import Weights
+from stagebeam.engine.models.weights import Weights, canonical_name
 from stagebeam.kernels.registry import Ops
 
 _CONFIGS = {"mllama": MllamaConfig, "llama": LlamaConfig}
@@ -67,12 +70,26 @@ def load_model(
     device: torch.device | str,
     dtype: torch.dtype,
     backend_ops: Ops,
+    mesh: DeviceMesh | None = None,
 ) -> Model:
-    """Load a HF folder's weights onto `device` as `dtype`."""
+    """Load a HF folder's weights onto `device` as `dtype`; with a mesh, this rank's part of them.
+
+    A part's `spec` has a rank's sizes: fewer heads and a narrower MLP. InvalidInputError where the
+    ranks cannot share them evenly.
+    """
     folder = Path(path)
-    spec = read_spec(folder)
+    spec, files = read_spec(folder), SafetensorsFiles(folder)
+    if mesh is None:
+        return build_model(spec, files, device=device, dtype=dtype, backend_ops=backend_ops)
+    has_own_head = any(canonical_name(name) == "lm_head.weight" for name in files)
+    head_rows = spec.vocab_size if has_own_head else spec.num_embeddings
     return build_model(
-        spec, SafetensorsFiles(folder), device=device, dtype=dtype, backend_ops=backend_ops
+        rank_spec(spec, mesh.size()),
+        RankTensors(files, mesh),
+        device=device,
+        dtype=dtype,
+        backend_ops=backend_ops,
+        ranks=MeshRanks(mesh, spec.num_embeddings, head_rows),
     )
 
 
@@ -83,9 +100,10 @@ def build_model(
     device: torch.device | str,
     dtype: torch.dtype,
     backend_ops: Ops,
+    ranks: Ranks = ONE_RANK,
 ) -> Model:
     """A model from tensors by HF names in either key layout."""
-    weights = Weights(tensors, device=torch.device(device), dtype=dtype)
+    weights = Weights(tensors, device=torch.device(device), dtype=dtype, ranks=ranks)
     # A config may ask for a tied head beside a checkpoint that has a head of its own: HF uses it.
     spec = replace(spec, has_tied_head=spec.has_tied_head and "lm_head.weight" not in weights)
     model: Model = _MODELS[spec.architecture](spec, weights, backend_ops)

@@ -50,12 +50,13 @@ class Mllama:
     def __init__(self, spec: ModelSpec, weights: Weights, ops: Ops) -> None:
         assert spec.vision is not None, "Mllama has a vision tower"
         self.spec = spec
+        self._ranks = weights.ranks
         self.vision = VisionTower(spec.vision, weights, "vision_model", ops)
         self.projector = weights.take(
             "multi_modal_projector.weight", spec.hidden_size, spec.vision.output_dim
         )
         self.projector_bias = weights.take("multi_modal_projector.bias", spec.hidden_size)
-        self.embedding = weights.take(
+        self.embedding = weights.take_part(
             "language_model.embed_tokens.weight", spec.num_embeddings, spec.hidden_size
         )
         self.layers: list[SelfAttentionLayer | CrossAttentionLayer] = [
@@ -77,7 +78,7 @@ class Mllama:
         """Run the rows and write their keys and values; see `Model.forward`."""
         caches, image_caches = iter(kv), iter(cross_kv)
         cross = batch.cross
-        residual = F.embedding(batch.token_ids, self.embedding)
+        residual = self._ranks.embed(batch.token_ids, self.embedding)
         update = None
         if cross is not None:
             has_mlp = (cross.has_mlp & (cross.slots >= 0)).to(residual.dtype).unsqueeze(1)

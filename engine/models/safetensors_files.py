@@ -39,6 +39,14 @@ class SafetensorsFiles(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._files[name].get_tensor(name)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._files[name].get_slice(name).get_shape())
+
+    def part(self, name: str, dim: int, begin: int, end: int) -> Tensor:
+        """Indices begin .. end - 1 of dimension 0 or 1; only they are read."""
+        rows = self._files[name].get_slice(name)
+        return rows[begin:end] if dim == 0 else rows[:, begin:end]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 

@@ -43,6 +43,7 @@ class VisionSpec:
     hidden_size: int
     intermediate_size: int
     num_heads: int
+    head_dim: int
     num_layers: int
     num_global_layers: int
     num_channels: int
@@ -234,6 +235,7 @@ def _read_vision(config: Any) -> VisionSpec:
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_heads=config.attention_heads,
+        head_dim=config.hidden_size // config.attention_heads,
         num_layers=config.num_hidden_layers,
         num_global_layers=config.num_global_layers,
         num_channels=config.num_channels,

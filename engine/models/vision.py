@@ -39,10 +39,12 @@ class VisionLayer:
     ) -> None:
         hidden, inner, eps = spec.hidden_size, spec.intermediate_size, spec.norm_eps
         self._num_heads = spec.num_heads
+        self._ranks = weights.ranks
+        width = spec.num_heads * spec.head_dim
         self.attention_norm = LayerNorm(weights, f"{name}.input_layernorm", hidden, eps, ops)
         projections = tuple(f"{name}.self_attn.{part}_proj.weight" for part in "qkv")
-        self.qkv = weights.take_fused(projections, (hidden, hidden, hidden), hidden)
-        self.out = weights.take(f"{name}.self_attn.o_proj.weight", hidden, hidden)
+        self.qkv = weights.take_fused(projections, (width, width, width), hidden)
+        self.out = weights.take(f"{name}.self_attn.o_proj.weight", hidden, width)
         self.mlp_norm = LayerNorm(weights, f"{name}.post_attention_layernorm", hidden, eps, ops)
         self.up = weights.take(f"{name}.mlp.fc1.weight", inner, hidden)
         self.up_bias = weights.take(f"{name}.mlp.fc1.bias", inner)
@@ -57,7 +59,8 @@ class VisionLayer:
         """x: [L, hidden_size], the valid tokens first."""
         x = x + _gated(self._attend(self.attention_norm(x), num_valid), self.attention_gate)
         inner = F.gelu(F.linear(self.mlp_norm(x), self.up, self.up_bias))
-        return x + _gated(F.linear(inner, self.down, self.down_bias), self.mlp_gate)
+        outer = self._ranks.sum(F.linear(inner, self.down, self.down_bias))
+        return x + _gated(outer, self.mlp_gate)
 
     def _attend(self, x: Tensor, n: int) -> Tensor:
         qkv = F.linear(x, self.qkv).unflatten(1, (3, self._num_heads, -1))
@@ -65,7 +68,7 @@ class VisionLayer:
         of_valid = F.scaled_dot_product_attention(q[:, :, :n], k, v)
         of_padding = F.scaled_dot_product_attention(q[:, :, n:], k[:, :, :n], v[:, :, :n])
         attended = torch.cat((of_valid, of_padding), dim=2)
-        return F.linear(attended[0].transpose(0, 1).flatten(1), self.out)
+        return self._ranks.sum(F.linear(attended[0].transpose(0, 1).flatten(1), self.out))
 
 
 class VisionTower:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stagebeam.engine.errors import CheckpointError
+from stagebeam.engine.models.ranks import ONE_RANK, Ranks
 
 # Buffers that old Llama checkpoints carry and no model reads.
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
@@ -37,11 +38,18 @@ class Weights:
     """A checkpoint's tensors by canonical name.
 
     source: tensors by their names in the file; reading one may be lazy
+    ranks:  the processes that hold the parts of what `source` gives
     """
 
     def __init__(
-        self, source: Mapping[str, Tensor], *, device: torch.device, dtype: torch.dtype
+        self,
+        source: Mapping[str, Tensor],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        ranks: Ranks = ONE_RANK,
     ) -> None:
+        self.ranks = ranks
         self._source = source
         self._device = device
         self._dtype = dtype
@@ -63,6 +71,10 @@ class Weights:
     def take(self, name: str, *shape: int) -> Tensor:
         """A tensor of this shape, copied to the model's device and dtype."""
         return self._into(self._new(*shape), name, shape)
+
+    def take_part(self, name: str, *shape: int) -> Tensor:
+        """A tensor of `shape` whose rows the ranks share out: this rank's."""
+        return self.take(name, self.ranks.num_rows(shape[0]), *shape[1:])
 
     def take_fused(self, names: tuple[str, ...], rows: tuple[int, ...], columns: int) -> Tensor:
         """Matrices of one width stacked into one, [sum(rows), columns]: one product instead of many."""

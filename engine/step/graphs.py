@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -45,7 +46,7 @@ class GraphRunner(ModelRunner):
         super().__init__(model, kv_cache, image_slots, bank, ops)
         self._poll_steps = poll_steps
         self._graphs: dict[StepShape, tuple[StaticStep, Callable[[], None]]] = {}
-        self._memory_pool: tuple[int, int] | None = None  # shared: one graph runs at a time
+        self._memory_pool: Any = None  # shared: one graph runs at a time
         self._ahead: dict[int, deque[tuple[int, float, int, int]]] = {}  # by sequence id
 
     @torch.inference_mode()

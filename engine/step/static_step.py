@@ -236,7 +236,7 @@ def _padded(
     params = [row.sampling for row in rows]
 
     def pad(values: Sequence[object], fill: object, dtype: type) -> np.ndarray:
-        array = np.full(total, fill, dtype=dtype)
+        array: np.ndarray = np.full(total, fill, dtype=dtype)
         array[: len(values)] = values
         return array
 
