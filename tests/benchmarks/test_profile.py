@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from stagebeam.benchmarks.baselines.task import Lengths
-from stagebeam.benchmarks.speed import bench_command, profile_command
+from stagebeam.benchmarks.speed import bench_command, profile_command, scaling
 from stagebeam.benchmarks.speed.bare import BareDecode, prefill_seconds, step_seconds
 from stagebeam.benchmarks.speed.calibration import _solve, calibrate
 from stagebeam.benchmarks.speed.costs import GPUS, Step
@@ -138,3 +138,14 @@ def test_calibration_prices_a_step() -> None:
     step = Step(rows=2, trunk_tokens=100, tail_tokens=10, vision_tokens=10)
     assert costs.decode_step(read_spec(BUNDLED_CHECKPOINT), step) > 0
     assert costs.prefill_flops > 0
+
+
+def test_scaling_sweeps_every_size(monkeypatch, tmp_path: Path, capsys) -> None:
+    speed = MachineSpeed(bytes_per_second=20e9, flops=1e11)
+    monkeypatch.setattr(scaling, "measure_machine", lambda: speed)
+    small = {"branches": (1, 2), "trunk tokens": (20, 40), "questions in flight": (1, 2)}
+    monkeypatch.setattr(scaling, "SWEEPS", {**small, "vocabulary": (1024,)})
+    assert scaling.main(["--backend", "reference", "--json", "--output", str(tmp_path)]) == 0
+    sweeps = json.loads(capsys.readouterr().out)["sweeps"]
+    assert [len(sweep["seconds"]) for sweep in sweeps.values()] == [2, 2, 2, 1]
+    assert (tmp_path / "scaling.png").stat().st_size > 1000
