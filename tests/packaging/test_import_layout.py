@@ -48,26 +48,11 @@ def import_all(cwd: Path, *paths: Path, is_safe_path: bool = False) -> Path:
 
 
 @pytest.fixture(scope="session")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    folder = tmp_path_factory.mktemp("clone") / "stagebeam-clone"
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-    for library in (ROOT / "bindings").glob("_core*.so"):
-        shutil.copy(library, folder / "bindings")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def wheel_site(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel_site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that the wheel was installed into."""
-    wheels, site = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
+    site = tmp_path_factory.mktemp("site")
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    build = [*pip, "wheel", ".", "--no-deps", "--no-build-isolation", "-w", str(wheels)]
-    done = run(build, clone)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = wheels.glob("stagebeam-*.whl")
-    done = run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], wheels)
+    done = run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], site)
     assert done.returncode == 0, done.stderr
     return site
 
