@@ -22,6 +22,14 @@ from stagebeam.training.annotate_command import add_annotate_parser
 from stagebeam.training.cli import add_train_parser
 
 
+class _PrintPath(argparse.Action):
+    """Print `const` on one line and exit; argparse's own "version" would wrap it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(self.const)
+        parser.exit()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = build_parser().parse_args(arguments)
@@ -50,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"stagebeam {__version__}")
     for flag, folder in (("--cmake-dir", CMAKE_DIR), ("--pkg-config-dir", PKG_CONFIG_DIR)):
         what = f"print where the {flag[2:-4]} files for C and C++ programs are"
-        parser.add_argument(flag, action="version", version=str(folder), help=what)
+        parser.add_argument(flag, action=_PrintPath, const=folder, nargs=0, help=what)
     parser.add_argument("-v", "--verbose", action="store_true", help="log details to stderr")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_answer_parser(commands)
