@@ -76,8 +76,7 @@ void check_shape(Shape shape, WeightFormat format) {
     const auto alone = product(weights, x.data() + r * k, 1, n, 2);
     CHECK(same_bits(alone.data(), whole.data() + r * n, n));
   }
-  std::vector<char> bytes((kMost * k) * sizeof(float) + 1);  // no alignment at all
-  std::memcpy(bytes.data() + 1, x.data(), kMost * k * sizeof(float));
+  // From an address of other alignment.
   std::memmove(x.data() + 1, x.data(), kMost * k * sizeof(float));
   const auto shifted = product(weights, x.data() + 1, kMost, n, 3);
   CHECK(same_bits(shifted.data(), whole.data(), kMost * n));
@@ -106,6 +105,26 @@ TEST(simd_sets_give_the_same_bits) {
       if (first.empty()) first = out;
       CHECK(same_bits(first.data(), out.data(), out.size()));
     }
+  }
+}
+
+TEST(two_products_in_one_region_with_a_barrier_between) {
+  constexpr int64_t kN = 150, kK = 90, kRows = 9;
+  const auto source = random_floats(kN * kK, 1), back = random_floats(kK * kN, 2);
+  const auto x = random_floats(kRows * kK, 3);
+  PackedMatrix up(kN, kK, WeightFormat::kBf16), down(kK, kN, WeightFormat::kInt8);
+  up.pack_rows(0, kN, source.data(), SourceType::kFloat32, kK);
+  down.pack_rows(0, kK, back.data(), SourceType::kFloat32, kN);
+  const auto expected = product(down, product(up, x.data(), kRows, kN, 1).data(), kRows, kK, 1);
+  for (const int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    std::vector<float> middle(kRows * kN), out(kRows * kK);
+    pool.run([&](int part, int parts) {
+      linear_part(up, {x.data(), kK}, kRows, {middle.data(), kN}, part, parts);
+      pool.barrier();
+      linear_part(down, {middle.data(), kN}, kRows, {out.data(), kK}, part, parts);
+    });
+    CHECK(out == expected);
   }
 }
 

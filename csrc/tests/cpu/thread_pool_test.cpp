@@ -53,7 +53,9 @@ TEST(callers_take_turns) {
   for (int i = 0; i < 4; ++i) {
     callers.emplace_back([&] {
       for (int round = 0; round < 20; ++round) {
-        pool.run([&](int part, int) { total += part == 0; });
+        pool.run([&](int part, int) {
+          if (part == 0) ++total;
+        });
       }
     });
   }
