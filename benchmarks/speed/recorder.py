@@ -109,8 +109,8 @@ class Recorder:
 
         return run
 
-    def _step(self, function: Callable[[], None]) -> Callable[[], None]:
-        def run() -> None:
+    def _step(self, function: Callable[[], list[Any]]) -> Callable[[], list[Any]]:
+        def run() -> list[Any]:
             tracks = list(self.engine._loop._decoder._tracks.values())
             lanes = tuple(
                 Lane(
@@ -121,9 +121,8 @@ class Recorder:
                 )
                 for track in tracks
             )
-            used = self._used_blocks()  # before a finished stage gives its blocks back
             began, forward = time.perf_counter(), self._forward_seconds
-            function()
+            finished = function()
             is_judging = all(lane.is_judging for lane in lanes)
             self._add(
                 "verdict" if is_judging else "decode",
@@ -131,16 +130,16 @@ class Recorder:
                 len(lanes),
                 lanes,
                 self._forward_seconds - forward,
-                used,
             )
+            return finished
 
         return run
 
-    def _pass(self, function: Callable[[], list[Any]]) -> Callable[[], list[Any]]:
-        def run() -> list[Any]:
+    def _pass(self, function: Callable[[], tuple[list[Any], list[Any]]]) -> Callable[[], Any]:
+        def run() -> tuple[list[Any], list[Any]]:
             before = {id(job): job.next for job in self.engine._loop._prefills._jobs}
             began, forward = time.perf_counter(), self._forward_seconds
-            jobs = function()
+            jobs, done = function()
             self._add(
                 "judge" if all(job.is_judging for job in jobs) else "prefill",
                 began,
@@ -151,7 +150,7 @@ class Recorder:
                 ),
                 self._forward_seconds - forward,
             )
-            return jobs
+            return jobs, done
 
         return run
 
@@ -162,7 +161,6 @@ class Recorder:
         num_tokens: int,
         lanes: tuple[Lane, ...],
         forward_seconds: float,
-        used_blocks: int | None = None,
     ) -> None:
         self.spans.append(
             Span(
@@ -172,9 +170,6 @@ class Recorder:
                 num_tokens=num_tokens,
                 lanes=lanes,
                 forward_seconds=forward_seconds,
-                used_blocks=self._used_blocks() if used_blocks is None else used_blocks,
+                used_blocks=self.engine.kv_cache.pool.num_used,
             )
         )
-
-    def _used_blocks(self) -> int:
-        return self.engine.kv_cache.pool.num_used
