@@ -40,7 +40,7 @@ class ShapesCheck:
             given = engine.answer_many(
                 self._asked,
                 search=SearchParams(strategy="greedy"),
-                sampling=SamplingParams(temperature=0.0, max_tokens=160),
+                sampling=SamplingParams(temperature=0.0, max_tokens=256),
             )
         count = len(given)
         numbers = {"well_formed": sum(one.finish_reason == "tag" for one in given) / count}

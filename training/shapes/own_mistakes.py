@@ -47,7 +47,7 @@ def collect_mistakes(folder: Path, path: Path, *, seed: int, num_questions: int)
     pairs: dict[str, None] = {}
     with Engine(folder) as engine:
         for turn, temperature in enumerate(TEMPERATURES * NUM_SAMPLES):
-            sampling = SamplingParams(temperature=temperature, top_p=1.0, top_k=0, max_tokens=160)
+            sampling = SamplingParams(temperature=temperature, top_p=1.0, top_k=0, max_tokens=256)
             first_seed = turn * num_questions
             asked = [
                 {
