@@ -11,8 +11,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = ["-std=c++20", "-O0", "-g1", "-Wall", "-Wextra", "-Werror"]
-PARTS = """aligned_memory bandwidth cpu_count isa packed_matrix thread_pool linear
-    linear_scalar linear_neon linear_avx2 linear_avx512""".split()
+PARTS = [
+    "aligned_memory",
+    "bandwidth",
+    "cpu_count",
+    "isa",
+    "packed_matrix",
+    "thread_pool",
+    "linear",
+    "linear_scalar",
+    "linear_neon",
+    "linear_avx2",
+    "linear_avx512",
+]
 
 
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
