@@ -140,7 +140,7 @@ def phases(encoder: ChatEncoder, mistakes: Path | None = None) -> tuple[Phase, .
         return found
     own = OwnMistakes(mistakes, encoder, seed=DATA_SEED)
     settle = _phase(encoder, "settle", SETTLE, steps=1200, rate=1.2e-3, falls=True, own=own)
-    polish = _phase(encoder, "polish", POLISH, steps=400, rate=8e-4, warmup=20, falls=True, own=own)
+    polish = _phase(encoder, "polish", POLISH, steps=260, rate=8e-4, warmup=20, falls=True, own=own)
     return (*found, settle, polish)
 
 
