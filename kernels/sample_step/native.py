@@ -52,4 +52,5 @@ def sample_step(
         *(addresses[0], num_rows, vocab_size, *addresses[1:13], len(eos_ids), *addresses[13:]),
         *(x.data_ptr() for x in out),
     )
-    return out
+    token_ids, logprobs, new_states, finish = out
+    return token_ids, logprobs, new_states, finish

@@ -124,11 +124,7 @@ def test_the_last_phase_waits_for_the_models_own_mistakes(
     mistakes: Path, encoder: ChatEncoder
 ) -> None:
     before, after = phases(encoder), phases(encoder, mistakes)
-    assert [phase.name for phase in after] == [
-        *(phase.name for phase in before),
-        "settle",
-        "polish",
-    ]
+    assert [phase.name for phase in after] == [*(phase.name for phase in before), "settle"]
     assert "judge-own" in [source.name for source in after[-1].sources]
     state = Progress(phase=len(before), is_finished=True).to_state(before, 1)
     assert Progress.from_state(state, before, 1).is_finished

@@ -11,6 +11,7 @@ last checkpoint.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -105,23 +106,6 @@ SETTLE: Mixture = {
     "gate": (0.5, 40),
 }
 
-POLISH: Mixture = {
-    "sums": (1, 96),
-    "text-relation": (1.5, 64),
-    "text": (1, 40),
-    "answer": (2, 26),
-    "caption": (0.5, 96),
-    "easy": (0.5, 48),
-    "judge-own": (0.7, 32),
-    "judge-caption": (0.7, 40),
-    "judge-reasoning": (0.7, 22),
-    "judge-summary": (0.2, 48),
-    "judge-conclusion": (0.3, 32),
-    "judge-answer": (0.3, 16),
-    "judge-sentence": (0.3, 28),
-    "gate": (0.2, 40),
-}
-
 
 def phases(encoder: ChatEncoder, mistakes: Path | None = None) -> tuple[Phase, ...]:
     """The recipe: what is trained on, for how long, at which rate.
@@ -138,10 +122,15 @@ def phases(encoder: ChatEncoder, mistakes: Path | None = None) -> tuple[Phase, .
     )
     if mistakes is None:
         return found
-    own = OwnMistakes(mistakes, encoder, seed=DATA_SEED)
-    settle = _phase(encoder, "settle", SETTLE, steps=1200, rate=1.2e-3, falls=True, own=own)
-    polish = _phase(encoder, "polish", POLISH, steps=260, rate=8e-4, warmup=20, falls=True, own=own)
-    return (*found, settle, polish)
+    own = Source(
+        name="judge-own",
+        dataset=OwnMistakes(mistakes, encoder, seed=DATA_SEED),
+        weight=SETTLE["judge-own"][0],
+        batch_size=SETTLE["judge-own"][1],
+    )
+    drawn = {task: share for task, share in SETTLE.items() if task != own.name}
+    settle = _phase(encoder, "settle", drawn, steps=1200, rate=1.2e-3, falls=True)
+    return (*found, replace(settle, sources=(*settle.sources, own)))
 
 
 def _phase(
@@ -153,10 +142,9 @@ def _phase(
     rate: float,
     warmup: int = 0,
     falls: bool = False,
-    own: OwnMistakes | None = None,
 ) -> Phase:
     sources = tuple(
-        Source(name=task, dataset=_dataset(encoder, task, own), weight=weight, batch_size=rows)
+        Source(name=task, dataset=_dataset(encoder, task), weight=weight, batch_size=rows)
         for task, (weight, rows) in mixture.items()
     )
     schedule = Schedule(kind="cosine" if falls else "constant", warmup_steps=warmup)
@@ -170,11 +158,7 @@ def _phase(
     )
 
 
-def _dataset(
-    encoder: ChatEncoder, task: str, own: OwnMistakes | None
-) -> ShapesStream | EasyStream | OwnMistakes:
-    if task == "judge-own" and own is not None:
-        return own
+def _dataset(encoder: ChatEncoder, task: str) -> ShapesStream | EasyStream:
     if task == "easy":
         return EasyStream(encoder, seed=DATA_SEED)
     return ShapesStream(task, encoder, seed=DATA_SEED, size=STREAM_SIZE)

@@ -32,7 +32,6 @@ from stagebeam.training.shapes.mistakes import wrong_thing
 from stagebeam.training.shapes.questions import KINDS, Question, sample_filter, sample_question
 from stagebeam.training.shapes.scene import (
     IMAGE_PIXELS,
-    MAX_THINGS,
     PLACES,
     Scene,
     draw_scene,
@@ -43,7 +42,6 @@ PLACE_PROMPT = "Name the {place}."
 PLACES_PROMPT = "Name every place."
 CAPTION_PROMPT = "Describe the image."
 NUM_MATCHES = 5  # descriptions in an example of matching
-NUM_SUMS = 8
 NUM_SIZES = 4  # scenes hold 2 to 5 objects
 
 
@@ -72,7 +70,6 @@ class ShapesStream:
         self.task = task
         self.encoder = encoder
         self._build = TASKS[task]
-        self._kinds = TASK_KINDS.get(task, KINDS)
         self._key = f"{seed}/{task}/{split}"
         self._split = split
         self._size = size
@@ -83,7 +80,7 @@ class ShapesStream:
 
     def length(self, index: int) -> int:
         """The length of another example with as many objects and the same kind of question."""
-        group = index % (NUM_SIZES * len(self._kinds))
+        group = index % (NUM_SIZES * len(KINDS))
         if group not in self._lengths:
             self._lengths[group] = len(self[group].input_ids)
         return self._lengths[group]
@@ -92,7 +89,7 @@ class ShapesStream:
         """The scene and question behind example `index`."""
         rng = random.Random(f"{self._key}/{index}")
         scene = sample_scene(rng, self._split, 2 + index % NUM_SIZES)
-        question = sample_question(rng, scene, self._kinds[index // NUM_SIZES % len(self._kinds)])
+        question = sample_question(rng, scene, KINDS[index // NUM_SIZES % len(KINDS)])
         return Drawn(scene, question, annotate(question, scene), rng)
 
     def __getitem__(self, index: int) -> Example:
@@ -130,23 +127,6 @@ def _text(encoder: ChatEncoder, one: Drawn) -> Example:
     whole = one.answer.text()
     start = whole.index("<REASONING>")
     return encoder.example(one.question.text, whole[start:], given=whole[:start])
-
-
-def _sums(encoder: ChatEncoder, one: Drawn) -> Example:
-    """The last steps of many reasonings: sums, differences and comparisons of small counts."""
-    lines = []
-    for _ in range(NUM_SUMS):
-        low, high = sorted(one.rng.randint(0, MAX_THINGS) for _ in range(2))
-        operation = one.rng.choice(("plus", "minus", "more", "fewer"))
-        first, second = (low, high) if one.rng.random() < 0.5 else (high, low)
-        if operation == "plus":
-            lines.append(f"{first} plus {second} is {first + second}.")
-        elif operation == "minus":
-            lines.append(f"{high} minus {low} is {high - low}.")
-        else:
-            is_true = first > second if operation == "more" else first < second
-            lines.append(f"{first} {'is' if is_true else 'is not'} {operation} than {second}.")
-    return encoder.example("Reckon.", " ".join(lines))
 
 
 def _match(encoder: ChatEncoder, one: Drawn) -> Example:
@@ -203,9 +183,7 @@ TASKS: dict[str, Callable[[ChatEncoder, Drawn], Example]] = {
     "caption": _caption,
     "answer": _answer,
     "text": _text,
-    "text-relation": _text,
     "match": _match,
-    "sums": _sums,
     "gate": _gate,
     "judge-short": _short_pair,
     **{
@@ -213,8 +191,6 @@ TASKS: dict[str, Callable[[ChatEncoder, Drawn], Example]] = {
         for target in ("summary", "caption", "reasoning", "conclusion", "answer", "sentence")
     },
 }
-
-TASK_KINDS = {"text-relation": ("relation",)}  # of question, where a task takes not all
 
 
 class EasyStream:
