@@ -46,8 +46,8 @@ float dot(const float* x, const float* y, int64_t cols) {
 }
 
 STAGEBEAM_INLINE Lanes silu(Lanes x) {
-  // 1 / (1 + e^-x); e^-x is cut at e^88, where x times the quotient is as good as 0.
-  return x / (exponential(-x) + 1.0f);
+  // Below -88 e^-x leaves float's range and the quotient is as good as 0.
+  return select(x < -88.0f, splat(0), x / (exponential(-x) + 1.0f));
 }
 
 void silu_mul(const float* gate, const float* up, int64_t cols, float* out) {
