@@ -17,5 +17,6 @@ T* at(Address address) {
 }
 
 void bind_cpu_kernels(pybind11::module_& m);
+void bind_cpu_step(pybind11::module_& m);
 
 }  // namespace stagebeam::bindings

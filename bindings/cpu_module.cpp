@@ -9,4 +9,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "The native CPU backend: instruction sets, threads, packed weights and their products.";
   stagebeam::bindings::bind_cpu_linear(m);
   stagebeam::bindings::bind_cpu_kernels(m);
+  stagebeam::bindings::bind_cpu_step(m);
 }

@@ -92,7 +92,7 @@ class AttentionPlan {
   void plan_cross(const CrossRows& rows, const AttentionShape& shape, int num_threads);
 
   int64_t num_items() const { return static_cast<int64_t>(items_.size()); }
-  int64_t num_rows() const { return static_cast<int64_t>(rows_.size()); }
+  const AttentionShape& shape() const { return shape_; }
 
   // Rotates and stores row `row`'s new keys and values; prefill does this for all rows, with a
   // barrier, before it attends. Decode items do it themselves.

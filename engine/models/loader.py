@@ -23,6 +23,7 @@ from stagebeam.engine.errors import CheckpointError
 from stagebeam.engine.models.forward import ForwardBatch, KVLayers
 from stagebeam.engine.models.llama import Llama
 from stagebeam.engine.models.mllama import Mllama
+from stagebeam.engine.models.native import NativeModel
 from stagebeam.engine.models.ranks import ONE_RANK, MeshRanks, Ranks
 from stagebeam.engine.models.safetensors_files import SafetensorsFiles
 from stagebeam.engine.models.sharding import RankTensors, rank_spec
@@ -91,6 +92,24 @@ def load_model(
         backend_ops=backend_ops,
         ranks=MeshRanks(mesh, spec.num_embeddings, head_rows),
     )
+
+
+def build_native_model(
+    spec: ModelSpec,
+    tensors: Mapping[str, Tensor],
+    *,
+    weight_format: str,
+    backend_ops: Ops,
+    num_threads: int | None = None,
+) -> NativeModel:
+    """A native program from tensors by HF names in either key layout; for a CPU."""
+    weights = Weights(tensors, device=torch.device("cpu"), dtype=torch.float32)
+    spec = replace(spec, has_tied_head=spec.has_tied_head and "lm_head.weight" not in weights)
+    model = NativeModel(
+        spec, weights, backend_ops, weight_format=weight_format, num_threads=num_threads
+    )
+    weights.check_all_taken()
+    return model
 
 
 def build_model(

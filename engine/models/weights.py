@@ -72,6 +72,10 @@ class Weights:
         """A tensor of this shape, copied to the model's device and dtype."""
         return self._into(self._new(*shape), name, shape)
 
+    def borrow(self, name: str, *shape: int) -> Tensor:
+        """A tensor of this shape as the checkpoint holds it: its dtype, its place, not copied."""
+        return self._find(name, shape)
+
     def take_part(self, name: str, *shape: int) -> Tensor:
         """A tensor of `shape` whose rows the ranks share out: this rank's."""
         return self.take(name, self.ranks.num_rows(shape[0]), *shape[1:])
@@ -99,6 +103,9 @@ class Weights:
         return torch.empty(shape, device=self._device, dtype=self._dtype)
 
     def _into(self, target: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
+        return target.copy_(self._find(name, shape))
+
+    def _find(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name not in self._names:
             raise CheckpointError(
                 f'tensor {name!r} (with or without HF\'s "model.") is missing from the checkpoint, '
@@ -117,4 +124,4 @@ class Weights:
                 "quantized checkpoints are not supported"
             )
         self._untaken.discard(name)
-        return target.copy_(tensor)
+        return tensor

@@ -1,0 +1,308 @@
+#include "step_program.h"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace stagebeam::cpu {
+namespace {
+
+constexpr int64_t kPrivateRows = 32;  // rows whose norm each thread computes for itself
+
+template <typename T>
+void grow(std::vector<T>& values, int64_t size) {
+  if (static_cast<int64_t>(values.size()) < size) values.resize(size);
+}
+
+}  // namespace
+
+StepProgram::StepProgram(const ProgramShape& shape, std::shared_ptr<ThreadPool> pool)
+    : shape_(shape), pool_(std::move(pool)), workers_(pool_->num_threads()) {
+  wide_width_ = 1;
+}
+
+int64_t StepProgram::add_matrix(int64_t out_features, int64_t in_features, WeightFormat format,
+                                RowOrder order) {
+  matrices_.emplace_back(out_features, in_features, format, order);
+  return static_cast<int64_t>(matrices_.size()) - 1;
+}
+
+int64_t StepProgram::add_vector(const float* values, int64_t count) {
+  vectors_.emplace_back(values, values + count);
+  return static_cast<int64_t>(vectors_.size()) - 1;
+}
+
+void StepProgram::add_norm_linear(int64_t norm, int64_t matrix, RowSet rows) {
+  const PackedMatrix& weights = matrices_.at(matrix);
+  const int64_t halves = weights.order() == RowOrder::kGateUp ? 2 : 1;
+  wide_width_ = std::max(wide_width_, weights.out_features() / halves);
+  ops_.push_back({Kind::kNormLinear, norm, matrix, -1, false, 1, rows});
+}
+
+void StepProgram::add_self_attention() {
+  ops_.push_back({Kind::kSelfAttention, -1, -1, num_self_++, false, 1, RowSet::kAll});
+}
+
+void StepProgram::add_cross_attention(int64_t q_norm) {
+  ops_.push_back({Kind::kCrossAttention, q_norm, -1, num_cross_++, false, 1, RowSet::kWithImage});
+}
+
+void StepProgram::add_residual_linear(int64_t matrix, bool is_from_attended, float scale,
+                                      RowSet rows) {
+  ops_.push_back({Kind::kResidualLinear, -1, matrix, -1, is_from_attended, scale, rows});
+}
+
+void StepProgram::set_ends(int64_t embedding, int64_t final_norm, int64_t head) {
+  embedding_ = embedding;
+  final_norm_ = final_norm;
+  head_ = head;
+  next_item_ = std::make_unique<std::atomic<int64_t>[]>(ops_.size() + 1);
+}
+
+void StepProgram::bind_caches(std::vector<KvCache> self, std::vector<KvCache> cross) {
+  self_caches_ = std::move(self);
+  cross_caches_ = std::move(cross);
+}
+
+int64_t StepProgram::packed_bytes() const {
+  int64_t total = 0;
+  for (const PackedMatrix& matrix : matrices_) total += static_cast<int64_t>(matrix.num_bytes());
+  for (const auto& vector : vectors_) total += static_cast<int64_t>(vector.size() * sizeof(float));
+  return total;
+}
+
+int64_t StepProgram::decode_bytes(bool has_image) const {
+  auto bytes = [this](int64_t i) { return static_cast<int64_t>(matrices_[i].num_bytes()); };
+  int64_t total = bytes(head_);
+  for (const Op& op : ops_) {
+    if (op.matrix >= 0 && (has_image || op.rows == RowSet::kAll)) total += bytes(op.matrix);
+  }
+  return total;
+}
+
+void StepProgram::check(const Pass& pass) const {
+  if (static_cast<int64_t>(self_caches_.size()) != num_self_ ||
+      (pass.cross != nullptr && static_cast<int64_t>(cross_caches_.size()) != num_cross_)) {
+    throw std::invalid_argument("the program has " + std::to_string(num_self_) +
+                                " self-attention and " + std::to_string(num_cross_) +
+                                " cross-attention layers, got " +
+                                std::to_string(self_caches_.size()) + " and " +
+                                std::to_string(cross_caches_.size()) + " caches");
+  }
+  for (int64_t r = 0; r < pass.num_rows; ++r) {
+    if (pass.token_ids[r] < 0 || pass.token_ids[r] >= matrices_[embedding_].out_features()) {
+      throw std::invalid_argument("token id " + std::to_string(pass.token_ids[r]) +
+                                  " is outside the embedding's " +
+                                  std::to_string(matrices_[embedding_].out_features()) + " rows");
+    }
+  }
+}
+
+void StepProgram::prepare(const Pass& pass) {
+  const AttentionShape shape{shape_.num_heads, shape_.num_kv_heads, shape_.head_dim,
+                             1.0f / std::sqrt(static_cast<float>(shape_.head_dim))};
+  const int num_threads = pool_->num_threads();
+  grow(stream_, pass.num_rows * shape_.hidden_size);
+  grow(wide_, pass.num_rows * wide_width_);
+  grow(attended_, pass.num_rows * shape_.num_heads * shape_.head_dim);
+  if (pass.num_rows > kPrivateRows) grow(normed_, pass.num_rows * shape_.hidden_size);
+  all_ = {{0, pass.num_rows}};
+  with_image_.clear();
+  with_mlp_.clear();
+  if (pass.branches != nullptr) {
+    self_plan_.plan_branches(*pass.branches, shape, num_threads);
+  } else {
+    self_plan_.plan_prefill(*pass.prefill, shape);
+  }
+  if (pass.cross != nullptr) {
+    cross_plan_.plan_cross(*pass.cross, shape, num_threads);
+    auto extend = [](std::vector<RowRun>& runs, int64_t row) {
+      if (!runs.empty() && runs.back().end == row) {
+        ++runs.back().end;
+      } else {
+        runs.push_back({row, row + 1});
+      }
+    };
+    for (int64_t g = 0; g < pass.cross->num_groups; ++g) {
+      if (pass.cross->group_slots[g] < 0) continue;
+      for (int64_t r = pass.cross->group_offsets[g]; r < pass.cross->group_offsets[g + 1]; ++r) {
+        extend(with_image_, r);
+        if (pass.has_mlp[r]) extend(with_mlp_, r);
+      }
+    }
+  }
+  if (pass.sampling != nullptr) {
+    grow(logits_, pass.num_rows * matrices_[head_].out_features());
+    grow(summaries_, pass.num_rows * num_logit_chunks(shape_.vocab_size));
+  }
+  for (size_t i = 0; i <= ops_.size(); ++i) next_item_[i].store(0, std::memory_order_relaxed);
+  last_kv_bytes_ = num_self_ * self_plan_.kv_bytes(shape, self_caches_.front().format);
+}
+
+void StepProgram::run(const Pass& pass) {
+  if (pass.num_rows == 0) return;
+  check(pass);
+  prepare(pass);
+  pool_->run([&](int part, int parts) { work(pass, part, parts); });
+}
+
+void StepProgram::work(const Pass& pass, int part, int parts) {
+  for (int64_t r = part; r < pass.num_rows; r += parts) {
+    matrices_[embedding_].unpack_rows(pass.token_ids[r], 1, &stream_[r * shape_.hidden_size],
+                                      shape_.hidden_size);
+  }
+  pool_->barrier();
+  for (size_t i = 0; i < ops_.size(); ++i) {
+    const Op& op = ops_[i];
+    if (runs(op.rows).empty()) continue;
+    switch (op.kind) {
+      case Kind::kNormLinear:
+        run_norm_linear(op, pass, part, parts);
+        break;
+      case Kind::kSelfAttention:
+        run_self_attention(op, pass, part, parts, i);
+        break;
+      case Kind::kCrossAttention:
+        run_cross_attention(op, pass, part, i);
+        break;
+      case Kind::kResidualLinear:
+        run_residual_linear(op, pass, part, parts);
+        break;
+    }
+    pool_->barrier();
+  }
+  finish(pass, part, parts);
+}
+
+const std::vector<StepProgram::RowRun>& StepProgram::runs(RowSet rows) const {
+  return rows == RowSet::kAll ? all_ : rows == RowSet::kWithImage ? with_image_ : with_mlp_;
+}
+
+const float* StepProgram::normed(const float* source, int64_t norm, const RowRun& run, int part,
+                                 int parts) {
+  const int64_t count = run.end - run.begin, width = shape_.hidden_size;
+  const float* weight = vectors_[norm].data();
+  const bool is_shared = count > kPrivateRows;
+  std::vector<float>& own = workers_[part].normed;
+  if (!is_shared) grow(own, kPrivateRows * width);
+  float* out = is_shared ? &normed_[run.begin * width] : own.data();
+  for (int64_t r = is_shared ? part : 0; r < count; r += is_shared ? parts : 1) {
+    kernels().rms_norm(source + (run.begin + r) * width, weight, shape_.eps, width,
+                       out + r * width);
+  }
+  if (is_shared) pool_->barrier();
+  return out;
+}
+
+void StepProgram::run_norm_linear(const Op& op, const Pass&, int part, int parts) {
+  const PackedMatrix& weights = matrices_[op.matrix];
+  const Epilogue epilogue =
+      weights.order() == RowOrder::kGateUp ? Epilogue::silu_mul() : Epilogue::none();
+  for (const RowRun& run : runs(op.rows)) {
+    const float* x = normed(stream_.data(), op.vector, run, part, parts);
+    linear_part(weights, {x, shape_.hidden_size}, run.end - run.begin,
+                {&wide_[run.begin * wide_width_], wide_width_}, part, parts, epilogue);
+  }
+}
+
+void StepProgram::run_residual_linear(const Op& op, const Pass&, int part, int parts) {
+  const int64_t attended_width = shape_.num_heads * shape_.head_dim;
+  const std::vector<float>& source = op.is_from_attended ? attended_ : wide_;
+  const int64_t stride = op.is_from_attended ? attended_width : wide_width_;
+  for (const RowRun& run : runs(op.rows)) {
+    float* stream = &stream_[run.begin * shape_.hidden_size];
+    linear_part(matrices_[op.matrix], {&source[run.begin * stride], stride}, run.end - run.begin,
+                {stream, shape_.hidden_size}, part, parts,
+                Epilogue::add_residual({stream, shape_.hidden_size}, op.scale));
+  }
+}
+
+void StepProgram::run_self_attention(const Op& op, const Pass& pass, int part, int parts,
+                                     size_t index) {
+  const int64_t q_size = shape_.num_heads * shape_.head_dim;
+  AttentionLayer layer{};
+  layer.shape = self_plan_.shape();
+  layer.cache = self_caches_[op.cache];
+  layer.q = wide_.data();
+  layer.q_stride = wide_width_;
+  layer.cos_sin = shape_.cos_sin;
+  layer.positions = pass.positions;
+  layer.new_keys = wide_.data() + q_size;
+  layer.new_values = wide_.data() + q_size + shape_.num_kv_heads * shape_.head_dim;
+  layer.new_stride = wide_width_;
+  layer.slots = pass.slots;
+  layer.out = attended_.data();
+  layer.out_stride = q_size;
+  AttentionScratch& scratch = workers_[part].attention;
+  if (pass.prefill != nullptr) {
+    for (int64_t r = part; r < pass.num_rows; r += parts) self_plan_.store_row(layer, r, scratch);
+    pool_->barrier();
+  }
+  for (int64_t item; (item = next_item_[index].fetch_add(1, std::memory_order_relaxed)) <
+                     self_plan_.num_items();) {
+    self_plan_.run_item(layer, item, scratch);
+  }
+}
+
+void StepProgram::run_cross_attention(const Op& op, const Pass&, int part, size_t index) {
+  AttentionLayer layer{};
+  layer.shape = cross_plan_.shape();
+  layer.cache = cross_caches_[op.cache];
+  layer.q = wide_.data();
+  layer.q_stride = wide_width_;
+  layer.q_norm = vectors_[op.vector].data();
+  layer.eps = shape_.eps;
+  layer.out = attended_.data();
+  layer.out_stride = shape_.num_heads * shape_.head_dim;
+  for (int64_t item; (item = next_item_[index].fetch_add(1, std::memory_order_relaxed)) <
+                     cross_plan_.num_items();) {
+    cross_plan_.run_item(layer, item, workers_[part].attention);
+  }
+}
+
+void StepProgram::finish(const Pass& pass, int part, int parts) {
+  const int64_t width = shape_.hidden_size, vocab_size = shape_.vocab_size;
+  for (int64_t i = part; i < pass.num_outputs; i += parts) {
+    kernels().rms_norm(&stream_[pass.output_rows[i] * width], vectors_[final_norm_].data(),
+                       shape_.eps, width, pass.hidden + i * width);
+  }
+  if (pass.sampling == nullptr) return;
+  const float* x = normed(stream_.data(), final_norm_, all_.front(), part, parts);
+  // A tied head is the embedding's first vocab_size rows; rows after them are not sampled.
+  const int64_t stride = matrices_[head_].out_features();
+  linear_part(matrices_[head_], {x, width}, pass.num_rows, {logits_.data(), stride}, part, parts);
+  pool_->barrier();
+  const int64_t num_chunks = num_logit_chunks(vocab_size);
+  std::atomic<int64_t>& next = next_item_[ops_.size()];
+  for (int64_t i;
+       (i = next.fetch_add(1, std::memory_order_relaxed)) < pass.num_rows * num_chunks;) {
+    const int64_t row = i / num_chunks, begin = i % num_chunks * kLogitChunk;
+    summaries_[i] =
+        summarize(&logits_[row * stride + begin], std::min(kLogitChunk, vocab_size - begin));
+  }
+  pool_->barrier();
+  for (int64_t r = part; r < pass.num_rows; r += parts) {
+    sample_row(&logits_[r * stride], &summaries_[r * num_chunks], *pass.tables, *pass.sampling, r,
+               pass.sampled, workers_[part].sampling);
+  }
+}
+
+void StepProgram::logits(const float* hidden, int64_t num_rows, float* out) {
+  pool_->run([&](int part, int parts) {
+    linear_part(matrices_[head_], {hidden, shape_.hidden_size}, num_rows, {out, num_head_rows()},
+                part, parts);
+  });
+}
+
+void StepProgram::logits_of(const float* hidden, int64_t num_rows, const int64_t* ids,
+                            int64_t per_row, float* out) const {
+  std::vector<float> column(shape_.hidden_size);
+  for (int64_t i = 0; i < num_rows * per_row; ++i) {
+    matrices_[head_].unpack_rows(ids[i], 1, column.data(), shape_.hidden_size);
+    out[i] =
+        kernels().dot(hidden + i / per_row * shape_.hidden_size, column.data(), shape_.hidden_size);
+  }
+}
+
+}  // namespace stagebeam::cpu

@@ -1,0 +1,150 @@
+// A model's text decoder as a list of operations over packed weights, run by a pool of threads.
+//
+// Built once from a checkpoint; a pass (a decode step or prefill chunks) is one parallel region,
+// from token ids to sampled tokens or hidden states. It knows caches by address, not who owns them.
+// Invariant: a row's result depends on its own tokens alone, bit for bit: not on the rows beside
+// it, the number of threads, or how its prompt was cut into chunks.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "attention.h"
+#include "linear.h"
+#include "packed_matrix.h"
+#include "sample.h"
+#include "thread_pool.h"
+
+namespace stagebeam::cpu {
+
+struct ProgramShape {
+  int64_t hidden_size;
+  int64_t vocab_size;
+  int64_t num_heads;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  float eps;
+  const float* cos_sin;  // [max_positions, head_dim]
+};
+
+// Which rows an operation works on; the others keep what they have.
+enum class RowSet { kAll, kWithImage, kWithImageMlp };
+
+// One pass over num_rows rows. Exactly one of `branches` and `prefill` is set.
+struct Pass {
+  int64_t num_rows = 0;
+  const int64_t* token_ids = nullptr;
+  const int64_t* positions = nullptr;
+  const int32_t* slots = nullptr;
+  const BranchRows* branches = nullptr;
+  const PrefillRows* prefill = nullptr;
+  const CrossRows* cross = nullptr;  // null where no row has an image
+  const bool* has_mlp = nullptr;     // [num_rows], beside `cross`
+  // Hidden states after the final norm of some rows, [num_outputs, hidden_size] ...
+  const int64_t* output_rows = nullptr;
+  int64_t num_outputs = 0;
+  float* hidden = nullptr;
+  // ... or, where `sampling` is set, the next token of every row.
+  const TagTables* tables = nullptr;
+  const SampleRows* sampling = nullptr;
+  SampleOutput sampled{};
+};
+
+class StepProgram {
+ public:
+  StepProgram(const ProgramShape& shape, std::shared_ptr<ThreadPool> pool);
+
+  // Weights; an index names them in the operations below. Vectors are copied.
+  int64_t add_matrix(int64_t out_features, int64_t in_features, WeightFormat format,
+                     RowOrder order);
+  int64_t add_vector(const float* values, int64_t count);
+  PackedMatrix& matrix(int64_t index) { return matrices_.at(index); }
+
+  // The list of operations, in order. `stream` is the residual stream, [num_rows, hidden_size].
+  // wide = matrix * rms_norm(stream); a kGateUp matrix gives silu(gate) * up
+  void add_norm_linear(int64_t norm, int64_t matrix, RowSet rows);
+  // attended = attention of wide's queries; wide's keys and values go to the next cache first
+  void add_self_attention();
+  // attended = attention of wide's normed queries over the image slots of the next cross cache
+  void add_cross_attention(int64_t q_norm);
+  // stream += scale * (matrix * (attended or wide))
+  void add_residual_linear(int64_t matrix, bool is_from_attended, float scale, RowSet rows);
+  void set_ends(int64_t embedding, int64_t final_norm, int64_t head);
+
+  void bind_caches(std::vector<KvCache> self, std::vector<KvCache> cross);
+
+  // Runs a pass; one at a time. Throws std::invalid_argument where caches are missing or ids are
+  // out of range.
+  void run(const Pass& pass);
+
+  // out[r, i] = logit of token ids[r, i] for hidden[r], a row of [num_rows, hidden_size].
+  void logits_of(const float* hidden, int64_t num_rows, const int64_t* ids, int64_t per_row,
+                 float* out) const;
+
+  // All logits of rows after the final norm: out [num_rows, rows of the head].
+  void logits(const float* hidden, int64_t num_rows, float* out);
+  int64_t num_head_rows() const { return matrices_.at(head_).out_features(); }
+
+  int64_t packed_bytes() const;
+  // Bytes of weights that a decode step reads, without and with an image.
+  int64_t decode_bytes(bool has_image) const;
+  // Cache bytes that the last pass's attention read.
+  int64_t last_kv_bytes() const { return last_kv_bytes_; }
+  const ThreadPool& pool() const { return *pool_; }
+
+ private:
+  enum class Kind { kNormLinear, kSelfAttention, kCrossAttention, kResidualLinear };
+  struct Op {
+    Kind kind;
+    int64_t vector;
+    int64_t matrix;
+    int64_t cache;
+    bool is_from_attended;
+    float scale;
+    RowSet rows;
+  };
+  struct RowRun {
+    int64_t begin, end;
+  };
+  struct Worker {
+    std::vector<float> normed;
+    AttentionScratch attention;
+    SampleScratch sampling;
+  };
+
+  void check(const Pass& pass) const;
+  void prepare(const Pass& pass);
+  void work(const Pass& pass, int part, int parts);
+  void run_norm_linear(const Op& op, const Pass& pass, int part, int parts);
+  void run_residual_linear(const Op& op, const Pass& pass, int part, int parts);
+  void run_self_attention(const Op& op, const Pass& pass, int part, int parts, size_t index);
+  void run_cross_attention(const Op& op, const Pass& pass, int part, size_t index);
+  void finish(const Pass& pass, int part, int parts);
+  const std::vector<RowRun>& runs(RowSet rows) const;
+  // The norms of rows begin .. end - 1 of `source`: every thread's own copy of a few rows, one
+  // shared copy (with a barrier) of many.
+  const float* normed(const float* source, int64_t norm, const RowRun& run, int part, int parts);
+
+  ProgramShape shape_;
+  std::shared_ptr<ThreadPool> pool_;
+  std::deque<PackedMatrix> matrices_;
+  std::deque<std::vector<float>> vectors_;
+  std::vector<Op> ops_;
+  int64_t embedding_ = -1, final_norm_ = -1, head_ = -1;
+  int64_t num_self_ = 0, num_cross_ = 0, wide_width_ = 0;
+  std::vector<KvCache> self_caches_, cross_caches_;
+
+  // Of the running pass.
+  std::vector<float> stream_, wide_, attended_, normed_, logits_, outputs_;
+  std::vector<LogitSummary> summaries_;
+  std::vector<RowRun> all_, with_image_, with_mlp_;
+  AttentionPlan self_plan_, cross_plan_;
+  std::unique_ptr<std::atomic<int64_t>[]> next_item_;
+  std::vector<Worker> workers_;
+  int64_t last_kv_bytes_ = 0;
+};
+
+}  // namespace stagebeam::cpu
