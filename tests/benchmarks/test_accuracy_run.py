@@ -55,7 +55,7 @@ def test_the_command_prints_and_writes_one_document(tmp_path: Path, capsys) -> N
     output = tmp_path / "out"
     status = main(
         f"evaluate shapes --strategies stage_beam:1,2,sentence_beam:2,greedy "
-        f"--temperature 1.0 --seed 7 --num-questions {NUM_QUESTIONS} --judge-pairs 6 --json "
+        f"--temperature 3.0 --top-p 1.0 --seed 7 --num-questions {NUM_QUESTIONS} --judge-pairs 6 --json "
         f"--kv-cache-bytes {64 << 20} --output {output}".split()
     )
     printed = capsys.readouterr().out
@@ -76,7 +76,7 @@ def test_the_command_prints_and_writes_one_document(tmp_path: Path, capsys) -> N
         assert row["completion_tokens"] > 0
         assert row["seconds"] > 0
         assert (row["judge_calls"] > 0) == (row["beam_size"] > 1)
-        assert row["temperature"] == (None if row["strategy"] == "greedy" else 1.0)
+        assert row["temperature"] == (None if row["strategy"] == "greedy" else 3.0)
     assert document["judge_pairs"]["num_pairs"] == 6
     assert len(document["judge_pairs"]["by_target"]) == 6
     assert document["model"]["path"] == "assets/shapes (bundled)"

@@ -130,7 +130,7 @@ def test_published_costs_what_the_paper_says(model, short) -> None:
 
 def test_strong_judges_as_the_engine_does(model, engine, plan, free) -> None:
     """The verdict of the same two texts, both orders, with hints and the image."""
-    outcome = StrongHF(model).answer(free("stage_beam", 2, SAMPLED))
+    outcome = StrongHF(model).answer(free("stage_beam", 4, replace(SAMPLED, temperature=1.8)))
     texts = {stage.name: stage.text for stage in outcome.result.stages}
     judged = 0
     for stage, spec in zip(outcome.result.stages, plan.stages):

@@ -13,7 +13,7 @@ from stagebeam import Engine, JudgeParams, SamplingParams, SearchParams
 from stagebeam.engine.checkpoints import BUNDLED_CHECKPOINT
 from stagebeam.engine.search.requests import Judge, Pair
 
-FREE = SamplingParams(temperature=1.2, top_p=1.0, top_k=0, max_tokens=100, seed=11)
+FREE = SamplingParams(temperature=2.1, top_p=1.0, top_k=0, max_tokens=100, seed=11)
 
 
 def hf_log_odds(
