@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from stagebeam.benchmarks import provenance
 from stagebeam.benchmarks.speed.bench_command import (
     INCOMPLETE,
+    SCHEMA_VERSION,
     Workload,
     add_round_options,
     add_workload_options,
@@ -30,6 +34,7 @@ from stagebeam.benchmarks.speed.statistics import paired_ratio
 from stagebeam.benchmarks.speed.trace import write_trace
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.models.loader import read_spec
+from stagebeam.engine.models.spec import ModelSpec
 from stagebeam.engine.params import SearchParams
 
 CPU = "cpu"
@@ -54,7 +59,10 @@ def add_profile_parser(commands: Any) -> None:
         "--plan", action="store_true", help="predict from sizes alone; nothing is loaded or run"
     )
     parser.add_argument(
-        "--gpu", default="h100", help=f"for --plan: {', '.join(GPUS)} or {CPU} (this machine)"
+        "--gpu",
+        default="h100",
+        metavar="LIST",
+        help=f"for --plan: of {', '.join(GPUS)} and {CPU} (this machine)",
     )
     parser.set_defaults(run=run_profile)
 
@@ -154,31 +162,48 @@ def _prediction(workload: Workload, costs: Costs, n: int, lengths: str | None) -
 
 
 def _plan(options: argparse.Namespace, sizes: list[int]) -> int:
-    if options.gpu != CPU and options.gpu not in GPUS:
+    machines = [name.strip() for name in options.gpu.split(",")]
+    if not {*machines} <= {CPU, *GPUS}:
         raise InvalidInputError(
-            f"--gpu must be {', '.join(GPUS)} or {CPU}, got {options.gpu!r}; a machine is described "
+            f"--gpu must be of {', '.join(GPUS)} and {CPU}, got {options.gpu!r}; a machine is described "
             "by its bandwidth, products and memory in benchmarks/speed/costs.py"
         )
-    spec = (
-        read_spec(Path(options.model)) if Path(options.model).is_dir() else Workload(options).spec
-    )
-    costs: Costs = (
-        calibrate(options.dtype, options.backend) if options.gpu == CPU else GPUS[options.gpu]
-    )
-    lengths = parse_lengths(options.lengths)
-    rows = [predict(spec, costs, n, lengths, BY_LOGITS) for n in sizes]
+    spec, lengths, plans = _spec(options), parse_lengths(options.lengths), []
+    for machine in machines:
+        costs: Costs = (
+            calibrate(options.dtype, options.backend) if machine == CPU else GPUS[machine]
+        )
+        rows = [predict(spec, costs, n, lengths, BY_LOGITS) for n in sizes]
+        plans.append(
+            {
+                "machine": costs.name,
+                "costs": asdict(costs),  # type: ignore[call-overload]
+                "memory_bytes": costs.memory_bytes,
+                "predictions": [{**asdict(row), "total": row.total} for row in rows],
+            }
+        )
     document = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "kind": "plan",
+        "title": f"Predicted: {Path(options.model).stem}",
         "model": options.model,
-        "machine": costs.name,
-        "costs": asdict(costs),  # type: ignore[call-overload]
-        "memory_bytes": costs.memory_bytes,
+        "command": provenance.command(),
+        "commit": provenance.commit(),
         "lengths": asdict(lengths),
-        "predictions": [{**asdict(row), "total": row.total} for row in rows],
+        "plans": plans,
     }
     finish(document, plan_to_markdown(document), options, "plan")
     return 0
+
+
+def _spec(options: argparse.Namespace) -> ModelSpec:
+    """The sizes of a model, a HF folder or a config file alone."""
+    path = Path(options.model)
+    if path.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(path, Path(folder) / "config.json")
+            return read_spec(Path(folder))
+    return read_spec(path) if path.is_dir() else Workload(options).spec
 
 
 def parse_beam_sizes(text: str) -> list[int]:

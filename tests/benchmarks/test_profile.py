@@ -71,7 +71,7 @@ def test_profile_measures_each_beam_size_and_traces_it(tmp_path: Path, capsys) -
 def test_plan_needs_a_config_only(folder_11b: Path, capsys) -> None:
     options = "--gpu h100 --beam-sizes 1,4,16 --json"
     assert main(["profile", "--plan", "--model", str(folder_11b), *options.split()]) == 0
-    rows = json.loads(capsys.readouterr().out)["predictions"]
+    rows = json.loads(capsys.readouterr().out)["plans"][0]["predictions"]
     one, four, sixteen = rows
     # 16.3 GB of text weights in bf16 at 80 % of 3.35 TB/s: about 7 ms a step, whatever the beam size.
     assert 6e-3 < one["step_seconds"] < 9e-3
