@@ -145,7 +145,8 @@ def test_scaling_sweeps_every_size(monkeypatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setattr(scaling, "measure_machine", lambda: speed)
     small = {"branches": (1, 2), "trunk tokens": (20, 40), "questions in flight": (1, 2)}
     monkeypatch.setattr(scaling, "SWEEPS", {**small, "vocabulary": (1024,)})
-    assert scaling.main(["--backend", "reference", "--json", "--output", str(tmp_path)]) == 0
+    options = ["--backend", "reference", "--no-prediction", "--json", "--output", str(tmp_path)]
+    assert scaling.main(options) == 0
     sweeps = json.loads(capsys.readouterr().out)["sweeps"]
-    assert [len(sweep["seconds"]) for sweep in sweeps.values()] == [2, 2, 2, 1]
+    assert [len(sweep["points"]) for sweep in sweeps.values()] == [2, 2, 2, 1]
     assert (tmp_path / "scaling.png").stat().st_size > 1000
