@@ -14,15 +14,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from stagebeam.benchmarks.baselines.hf_model import HFModel
 from stagebeam.benchmarks.baselines.published import PUBLISHED_JUDGE, PublishedHF
 from stagebeam.benchmarks.baselines.strong import StrongHF
 from stagebeam.benchmarks.baselines.task import Task
 from stagebeam.benchmarks.speed.floor import WEIGHT_BYTES
 from stagebeam.benchmarks.speed.ours import Ours, Recorded
-from stagebeam.engine.device import pick_dtype
+from stagebeam.engine.device import pick_device, pick_precision
 from stagebeam.engine.engine import Engine
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.params import JudgeParams
@@ -157,15 +155,10 @@ def _one_after_another(ours: Ours, share: int, tasks: Sequence[Task]) -> Recorde
 
 def why_not(dtype: str) -> str | None:
     """Why this format is left out here; None where it runs."""
-    if dtype == "float32" or torch.cuda.is_available():
-        return None
     try:
-        pick_dtype("int8", torch.device("cpu"))  # it came with the native products
-    except InvalidInputError:
-        return (
-            f"{dtype} needs native products in the engine, which are not there yet (PyTorch's own "
-            "bfloat16 products are hundreds of times slower than its float32 ones on this CPU)"
-        )
+        pick_precision(dtype, "auto", pick_device("auto"), "auto")
+    except InvalidInputError as error:
+        return str(error)
     return None
 
 
