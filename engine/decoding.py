@@ -69,10 +69,13 @@ class Decoder:
     def __len__(self) -> int:
         return len(self._batch)
 
+    def bytes_of(self, token_ids: Sequence[int]) -> bytes:
+        """The bytes of sampled tokens; special tokens have none."""
+        return b"".join(self._token_bytes[token_id] or b"" for token_id in token_ids)
+
     def text(self, token_ids: Sequence[int]) -> str:
-        """The text of sampled tokens: their bytes as UTF-8; special tokens have none."""
-        pieces = (self._token_bytes[token_id] or b"" for token_id in token_ids)
-        return b"".join(pieces).decode("utf-8", "replace")
+        """Those bytes as UTF-8."""
+        return self.bytes_of(token_ids).decode("utf-8", "replace")
 
     def promise(self, question: Question, num_rows: int) -> bool:
         """Hold rows for branches that join after their prefill; False where there are not enough."""

@@ -26,7 +26,16 @@ BLOCK_N = 64  # keys a tile
 MIN_ROWS, MAX_ROWS = 16, 64  # query heads a tile: the least an MMA takes; more are further items
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "trunk_width",
+        "tail_width",
+        "num_trunk_items",
+        "num_tiles",
+        "num_trunk_splits",
+        "num_tail_splits",
+    ]
+)
 def branch_parts_kernel(
     q_ptr,
     k_cache_ptr,

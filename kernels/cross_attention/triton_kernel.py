@@ -26,7 +26,7 @@ BLOCK_N = 64
 MIN_ROWS, MAX_ROWS = 16, 64  # query heads a tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles", "num_vision_tokens", "num_splits"])
 def cross_attention_kernel(
     q_ptr,
     k_slots_ptr,

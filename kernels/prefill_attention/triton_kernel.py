@@ -23,7 +23,7 @@ BLOCK_N = 64
 MIN_ROWS, MAX_ROWS = 16, 64  # query heads a tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_width"])
 def prefill_attention_kernel(
     q_ptr,
     k_cache_ptr,
