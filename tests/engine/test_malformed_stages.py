@@ -13,6 +13,7 @@ from tiny_checkpoint import PLAN
 
 from stagebeam.engine.engine import Engine
 from stagebeam.engine.params import JudgeParams, SearchParams
+from stagebeam.engine.tag_automaton import token_bytes
 
 EOS = "<|eot|>"
 
@@ -125,6 +126,63 @@ def test_bytes_after_the_tag_stay_with_the_trunk(script, image, free_sampling) -
     assert answer.stages[0].candidates[0].text == "<S>plan</S>\n"
     assert answer.stages[0].text == "plan"
     assert answer.text.startswith("<S>plan</S>\n<C>")
+
+
+@pytest.fixture
+def joining_engine(make_engine, monkeypatch) -> Engine:
+    """An engine in whose vocabulary one token, spelled ">.", is the end of a tag and the start of the
+    next: "><"."""
+
+    def joined(tokenizer):
+        return [b"><" if piece == b">." else piece for piece in token_bytes(tokenizer)]
+
+    monkeypatch.setattr("stagebeam.engine.engine.token_bytes", joined)
+    return make_engine()
+
+
+@pytest.mark.parametrize("strategy", ["stage_beam", "greedy"])
+def test_a_token_that_ends_a_stage_and_begins_the_next(
+    script, joining_engine, image, free_sampling, strategy
+) -> None:
+    """Its last bytes are the next stage's: `<` is no loss to the next stage's inner text."""
+    texts = {
+        "summary": ["<S>plan</S>.", "<S>another plan</S>."],
+        "caption": ["C>two dogs</C>.", "C>2 dogs</C>."],
+        "reasoning": ["R>2 dogs</R>", "R>two dogs</R>"],
+        "final": ["<F>2</F>."],
+        "answer": ["<S>plan</S>.C>two dogs</C>.R>2 dogs</R><F>2</F>."],
+    }
+    engine = script(texts, joining_engine)
+    answer = ask(engine, image, free_sampling, max_tokens=60, strategy=strategy)
+    assert answer.finish_reason == "tag"
+    assert [len(stage.candidates) for stage in answer.stages] == [
+        2 if strategy == "stage_beam" else 1
+    ] * 4
+    inner = [[c.inner for c in stage.candidates] for stage in answer.stages]
+    assert set(inner[0]) <= {"plan", "another plan"}
+    assert set(inner[1]) <= {"two dogs", "2 dogs"}
+    assert set(inner[2]) <= {"2 dogs", "two dogs"}
+    assert answer.conclusion == answer.stages[3].text == "2"
+    assert "</S><C>" in answer.text
+    assert "</C><R>" in answer.text
+
+
+def test_a_session_carries_what_follows_a_tag(script, joining_engine, free_sampling) -> None:
+    """Through forks, commits and going back."""
+    texts = {"decode": ["<S>plan</S>.", "<S>other</S>", "C>two dogs</C>", "<C>two dogs</C>"]}
+    with script(texts, joining_engine).open("how many?") as root:
+        kids = root.fork(2)
+        joining_engine.decode(kids, until="</S>", sampling=free_sampling(30))
+        assert [kid.text for kid in kids] == ["<S>plan</S><", "<S>other</S>"]
+        kids[0].commit()
+        before = root.snapshot()
+        texts["decode"] = ["C>two dogs</C>"]
+        joining_engine.decode([root], until="</C>", sampling=free_sampling(30))
+        assert (root.text, root.inner) == ("C>two dogs</C>", "two dogs")
+        root.rollback(before)
+        again = root.fork(1)
+        joining_engine.decode(again, until="</C>", sampling=free_sampling(30))
+        assert again[0].inner == "two dogs"
 
 
 def test_a_question_that_contains_tags(script, image, free_sampling) -> None:
