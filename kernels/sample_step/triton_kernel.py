@@ -114,7 +114,7 @@ def uniforms(seeds, uids, steps, start, BLOCK_V: tl.constexpr):
     return ((words >> 9).to(tl.float32) + 0.5) * (2.0**-23)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_eos"])
 def sample_step_kernel(
     logits_ptr,
     seeds_ptr,
