@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -250,14 +251,17 @@ def finish(document: dict[str, Any], table: str, options: argparse.Namespace, na
         (options.output / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
         (options.output / f"{name}.md").write_text(table, "utf-8")
         draw(document, options.output / f"{name}.png")
-        print(f"wrote {name}.json, .md and .png in {options.output}", file=sys.stderr)
+        print(f"wrote {name}.json and .md in {options.output}", file=sys.stderr)
     print(json.dumps(document) if options.json else table)
 
 
 def draw(document: dict[str, Any], path: Path) -> None:
-    """The document's plot, where matplotlib is installed."""
+    """The document's plot, where its kind has one and matplotlib is installed."""
+    name = f"stagebeam.benchmarks.speed.{document['kind']}_plot"
+    if find_spec(name) is None:
+        return
     try:
-        module = import_module(f"stagebeam.benchmarks.speed.{document['kind']}_plot")
+        module = import_module(name)
     except ModuleNotFoundError as error:
         logger.warning("no plot: %s; pip install 'stagebeam[train]'", error)
         return

@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="overhead", description=__doc__)
     add_workload_options(parser)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--tokens", type=int, default=100, help="of each answer")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--tokens", type=int, default=50, help="of each answer")
     options = parser.parse_args(arguments)
     workload = Workload(options)
     document = head(
