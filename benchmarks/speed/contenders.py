@@ -15,11 +15,13 @@ from functools import partial
 from pathlib import Path
 
 from stagebeam.benchmarks.baselines.hf_model import HFModel
+from stagebeam.benchmarks.baselines.outcome import Outcome
 from stagebeam.benchmarks.baselines.published import PUBLISHED_JUDGE, PublishedHF
 from stagebeam.benchmarks.baselines.strong import StrongHF
 from stagebeam.benchmarks.baselines.task import Task
 from stagebeam.benchmarks.speed.floor import WEIGHT_BYTES
 from stagebeam.benchmarks.speed.ours import Ours, Recorded
+from stagebeam.benchmarks.speed.recorder import Span
 from stagebeam.engine.device import pick_device, pick_precision
 from stagebeam.engine.engine import Engine
 from stagebeam.engine.errors import InvalidInputError
@@ -121,17 +123,15 @@ class Contenders:
         dtype, suffixes = _parse_ours(name)
         engine = self.engine(dtype)
         ours = Ours(engine)
-
         judge = JudgeParams(
             mode="generate" if "generate" in suffixes else "logits",
             schedule="played" if "played" in suffixes else "auto",
             both_orders="one-order" not in suffixes,
             gate="gate" in suffixes,
         )
+        answer: Callable[[Sequence[Task]], Recorded] = ours.answer_together
         if "serial" in suffixes:
             answer = partial(_one_after_another, ours, SERIAL_SHARE if "sampled" in suffixes else 1)
-        else:
-            answer = ours.answer_together
         return Contender(
             name=name,
             judge=judge,
@@ -143,7 +143,8 @@ class Contenders:
 
 def _one_after_another(ours: Ours, share: int, tasks: Sequence[Task]) -> Recorded:
     """Every `share`-th task on its own; those left out count as the one before them."""
-    outcomes, spans = [], []
+    outcomes: list[Outcome] = []
+    spans: list[Span] = []
     for task in tasks[::share]:
         run = ours.answer_together([task])
         times = min(share, len(tasks) - len(outcomes))

@@ -8,10 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from stagebeam.benchmarks.suites.timing import Time
 from stagebeam.engine.engine import Engine
-
-Time = Callable[..., Any]
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from stagebeam.benchmarks.suites.timing import Time
 from stagebeam.benchmarks.suites.op_inputs import INPUTS
 from stagebeam.kernels.registry import OPS, load, why_unavailable
 
@@ -12,7 +13,7 @@ BACKENDS = ("reference", "native")  # those of a CPU
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("op", OPS)
-def test_op(op: str, backend: str, timed) -> None:
+def test_op(op: str, backend: str, timed: Time) -> None:
     reason = why_unavailable(op, backend)
     if reason is not None:
         pytest.skip(reason)

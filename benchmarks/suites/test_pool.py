@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from stagebeam.benchmarks.suites.timing import Time
 from stagebeam.bindings._core import BlockPool
 
 NUM_BLOCKS, BLOCK_SIZE, TRUNK = 110_000, 16, 256
@@ -21,7 +22,7 @@ def full_pool() -> BlockPool:
     return pool
 
 
-def test_fork_and_commit(full_pool: BlockPool, timed) -> None:
+def test_fork_and_commit(full_pool: BlockPool, timed: Time) -> None:
     """A stage of four branches: fork, a token each, the winner becomes the trunk."""
     trunk = full_pool.create(4 * TRUNK)
     assert trunk is not None
@@ -37,7 +38,7 @@ def test_fork_and_commit(full_pool: BlockPool, timed) -> None:
     timed(stage)
 
 
-def test_fork_of_64(full_pool: BlockPool, timed) -> None:
+def test_fork_of_64(full_pool: BlockPool, timed: Time) -> None:
     trunk = full_pool.create(TRUNK)
     assert trunk is not None
     full_pool.append(trunk, TRUNK - 3)
@@ -50,7 +51,7 @@ def test_fork_of_64(full_pool: BlockPool, timed) -> None:
     timed(fork)
 
 
-def test_step_of_64_branches(timed) -> None:
+def test_step_of_64_branches(timed: Time) -> None:
     pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
     trunk = pool.create(TRUNK)
     assert trunk is not None
@@ -65,7 +66,7 @@ def test_step_of_64_branches(timed) -> None:
     timed(step)
 
 
-def test_free_of_all(timed) -> None:
+def test_free_of_all(timed: Time) -> None:
     """10^5 blocks taken and given back."""
     pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
 
