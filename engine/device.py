@@ -81,13 +81,13 @@ def pick_precision(
     if dtype == "auto":
         dtype = "bfloat16" if is_native or device.type == "cuda" else "float32"
     if dtype not in formats:
-        where = "the native backend" if is_native else "PyTorch's products"
+        where = "the native backend's formats are" if is_native else "PyTorch's formats are"
         why = (
             ""
             if is_native
             else ": packed weights need a CPU, backend auto or native, and no tensor_parallel"
         )
-        raise InvalidInputError(f"{where} have {', '.join(formats)}, got dtype {dtype!r}{why}")
+        raise InvalidInputError(f"{where} {', '.join(formats)}, got dtype {dtype!r}{why}")
     if not is_native:
         if kv_cache_dtype not in ("auto", dtype):
             raise InvalidInputError(

@@ -8,6 +8,7 @@ is exact, that of the others may be up to `poll_steps` ahead of their tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -87,7 +88,9 @@ class NativeRunner(ModelRunner):
             (row.seq, row.position + min(num_steps, row.max_tokens - row.step) - length(row.seq))
             for row in rows
         ]
-        self.kv_cache.append_each([(seq, count) for seq, count in counts if count > 0])
+        missing = [(seq, count) for seq, count in counts if count > 0]
+        if missing:
+            self.kv_cache.append_each(missing)
 
 
 class _Arrays:
@@ -102,9 +105,7 @@ class _Arrays:
         a = row_arrays(rows, self._pool, num_rows, trunk_width, tail_width)
         self._seqs = np.array([row.seq for row in rows], dtype=np.int64)
         starts = runs([row.group for row in rows])
-        self._groups = [
-            (begin, end, rows[begin].trunk_blocks) for begin, end in zip(starts[:-1], starts[1:])
-        ]
+        self._groups = [(begin, end, rows[begin].trunk_blocks) for begin, end in pairwise(starts)]
         self._tail_tables, self.states = a["tail_tables"], a["states"]
         self._out = (
             np.empty((max_steps, num_rows), dtype=np.int64),
