@@ -17,9 +17,9 @@ from stagebeam.training import dataset_writer
 from stagebeam.training.data import open_conversations
 from stagebeam.training.dataset_writer import NewRow, write_dataset
 from stagebeam.training.easy_vqa import read_questions
+from stagebeam.training.examples import Example
 from stagebeam.training.shapes.dataset import TASKS
 from stagebeam.training.shapes.encoding import ChatEncoder
-from stagebeam.training.examples import Example
 from stagebeam.training.shapes.streams import EasyStream, ShapesStream
 
 NUM = 6

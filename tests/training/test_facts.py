@@ -67,7 +67,9 @@ def test_a_pair_comes_in_both_orders(encoder: ChatEncoder, task: str) -> None:
     texts = [encoder.tokenizer.decode(one.input_ids.tolist()) for one in made]
     assert [text[-2] for text in texts] == ["1", "2"]
     first, second = (re.split(r"Response \d: ", text.split("assistant")[0])[1:] for text in texts)
-    assert [part.strip().removesuffix("user") for part in first] == [p.strip() for p in second[::-1]]
+    assert [part.strip().removesuffix("user") for part in first] == [
+        p.strip() for p in second[::-1]
+    ]
     assert made[0].image is made[1].image
     for one in made:
         assert one.weights is not None

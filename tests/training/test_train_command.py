@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -280,7 +281,9 @@ def test_shapes_is_the_bundled_recipe(tmp_path, capsys, monkeypatch):
     assert train("shapes", "--output", tmp_path, "--model", "x", "--json") == 0
     assert outputs == [(tmp_path, None), (tmp_path, Path("x"))]
     assert train("shapes", "--save-interval", 5, "--output", tmp_path) == 2
-    assert "takes no --save-interval; it takes --output, --threads, --model" in capsys.readouterr().err
+    assert (
+        "takes no --save-interval; it takes --output, --threads, --model" in capsys.readouterr().err
+    )
 
 
 def test_threads(data_dir, mllama_dir, tmp_path, capsys):

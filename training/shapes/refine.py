@@ -110,6 +110,8 @@ def write_refined_start(model: Path, folder: Path) -> None:
     train_lone_sight_(taught, seed=SIGHT_SEED, steps=SIGHT_STEPS)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(model, part, ignore=shutil.ignore_patterns("*.safetensors*", "*.png", "*.jsonl"))
+    shutil.copytree(
+        model, part, ignore=shutil.ignore_patterns("*.safetensors*", "*.png", "*.jsonl")
+    )
     taught.to(torch.bfloat16).save_pretrained(part)
     os.replace(part, folder)
