@@ -41,10 +41,18 @@ class PackedMatrix:
 
     format: float32, bf16, int8 (a scale for 32 weights) or int4 (a step and a least for 32).
     is_gate_up: the first half of the rows is the gate's, the second the up projection's.
+    rounds_activations: int8 and int4 weights meet activations rounded to int8 in groups of 32, in
+        integer dots; False multiplies float32 activations. Other formats always do.
     """
 
     def __init__(
-        self, out_features: int, in_features: int, format: str, *, is_gate_up: bool = False
+        self,
+        out_features: int,
+        in_features: int,
+        format: str,
+        *,
+        is_gate_up: bool = False,
+        rounds_activations: bool = True,
     ) -> None: ...
     @property
     def out_features(self) -> int: ...

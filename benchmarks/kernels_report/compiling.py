@@ -24,7 +24,10 @@ from stagebeam.kernels.triton_launch import INTERPRETED
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """A kernel on a target; `key` is the variant's, or the C++ kernel's name."""
+    """A kernel on a target; `key` is the variant's, or the C++ kernel's name.
+
+    block_m: rows of an attention kernel's tile, None for the others
+    """
 
     key: str
     kernel: str
@@ -38,6 +41,7 @@ class Compiled:
     mma: str
     load_bits: int
     occupancy: float
+    block_m: int | None = None
 
 
 def compile_all(
@@ -85,6 +89,7 @@ def compile_one(variant: Variant, target: Target, **options: object) -> Compiled
             num_warps=variant.num_warps,
             tensor_columns=tensor_columns,
         ),
+        block_m=variant.constant("BLOCK_M"),
     )
 
 

@@ -40,14 +40,7 @@ def meta_model(size: str, dtype: torch.dtype, ops: Ops) -> Model:
 
 def triton_ops() -> Ops:
     """Every op's Triton form, whether or not it could run here."""
-
-    def mod(op):
-        try:
-            return import_module(f"stagebeam.kernels.{op}.triton_kernel")
-        except ImportError:
-            return import_module(f"stagebeam.kernels.{op}.reference")
-
-    modules = {op: mod(op) for op in registry.OPS}
+    modules = {op: import_module(f"stagebeam.kernels.{op}.triton_kernel") for op in registry.OPS}
     return Ops(**{op: getattr(module, op) for op, module in modules.items()})
 
 

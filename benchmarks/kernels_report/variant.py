@@ -42,10 +42,6 @@ class Variant:
         formats = [kind for kind in ("bf16", "fp16", "fp32") if kind in pointers]
         return [*formats, pointers[-1]][0]
 
-    @property
-    def is_half(self) -> bool:
-        return self.dtype in ("fp16", "bf16")
-
     def constant(self, name: str) -> Any:
         """A compile-time constant; None where the kernel has none of that name."""
         return dict(self.constants).get(name)

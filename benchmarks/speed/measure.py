@@ -113,7 +113,8 @@ def _one(
     }
     phases["host"] = max(0.0, seconds - sum(phases.values()))
     if recorded.spans:  # questions in one batch share their steps
-        steps = [span.seconds for span in recorded.spans if span.kind == "decode"]
+        spans = [span for span in recorded.spans if span.kind == "decode"]
+        steps = [s.seconds / s.num_steps for s in spans for _ in range(s.num_steps)]
     else:
         steps = [step for outcome in outcomes for step in outcome.step_seconds]
     return {

@@ -108,8 +108,9 @@ def _point(engine: Engine, step: Step, costs: Costs | None, speed: MachineSpeed)
 def _drawn_engine(vocab_size: int, like: Engine) -> Iterator[Engine]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = write_synthetic(replace(_DRAWN, vocab_size=vocab_size), Path(scratch))
-        dtype = str(like.dtype).removeprefix("torch.")
-        with Engine(folder, dtype=dtype, backend=like.backend, kv_cache_bytes=64 << 20) as engine:
+        with Engine(
+            folder, dtype=like.dtype, backend=like.backend, kv_cache_bytes=64 << 20
+        ) as engine:
             yield engine
 
 

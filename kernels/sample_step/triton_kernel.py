@@ -28,10 +28,17 @@ TAG, EOS, LENGTH, WRONG_TAG = (tl.constexpr(code) for code in (1, 2, 3, 4))  # c
 @triton.jit
 def load_logits(row_ptrs, start, vocab_size, BLOCK_V: tl.constexpr):
     """Logits start .. start + BLOCK_V of some rows, [R, BLOCK_V] float32, -inf past the end."""
-    ids = start + tl.arange(0, BLOCK_V)
-    is_inside = (ids < vocab_size)[None, :]
-    values = tl.load(row_ptrs[:, None] + ids[None, :], mask=is_inside, other=float("-inf"))
-    return values.to(tl.float32), ids
+    ids = (start + tl.arange(0, BLOCK_V))[None, :]
+    values = tl.load(row_ptrs[:, None] + ids, mask=ids < vocab_size, other=float("-inf"))
+    return values.to(tl.float32)
+
+
+@triton.jit
+def largest_of(values, start, vocab_size, BLOCK_V: tl.constexpr):
+    """Each row's largest value and its lowest id, of ids start .. start + BLOCK_V."""
+    ids = (start + tl.arange(0, BLOCK_V))[None, :]
+    top = tl.max(values, axis=1)
+    return top, tl.min(tl.where(values == top[:, None], ids, vocab_size), axis=1)
 
 
 @triton.jit
@@ -76,7 +83,7 @@ def find_last(
         next_over = high
         next_under = low
         for start in range(0, vocab_size, BLOCK_V):
-            values, ids = load_logits(row_ptrs, start, vocab_size, BLOCK_V)
+            values = load_logits(row_ptrs, start, vocab_size, BLOCK_V)
             amount += amount_from(values, middle, largest, temperature, BY_SHARE)
             is_over = values >= middle[:, None]
             over = tl.where(is_over, values, float("inf"))
@@ -107,7 +114,7 @@ def uniforms(seeds, uids, steps, start, BLOCK_V: tl.constexpr):
     return ((words >> 9).to(tl.float32) + 0.5) * (2.0**-23)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_eos"])
 def sample_step_kernel(
     logits_ptr,
     seeds_ptr,
@@ -147,9 +154,8 @@ def sample_step_kernel(
     total = tl.zeros((BLOCK_R,), dtype=tl.float32)
     tokens = tl.zeros((BLOCK_R,), dtype=tl.int32)
     for start in range(0, vocab_size, BLOCK_V):
-        values, ids = load_logits(row_ptrs, start, vocab_size, BLOCK_V)
-        top = tl.max(values, axis=1)
-        first = tl.min(tl.where(values == top[:, None], ids[None, :], vocab_size), axis=1)
+        values = load_logits(row_ptrs, start, vocab_size, BLOCK_V)
+        top, first = largest_of(values, start, vocab_size, BLOCK_V)
         is_better = top > largest
         tokens = tl.where(is_better, first, tokens)
         new_largest = tl.where(is_better, top, largest)
@@ -180,7 +186,7 @@ def sample_step_kernel(
         if tl.max(is_cut.to(tl.int32), axis=0) > 0:
             mass = tl.zeros((BLOCK_R,), dtype=tl.int64)
             for start in range(0, vocab_size, BLOCK_V):
-                values, ids = load_logits(row_ptrs, start, vocab_size, BLOCK_V)
+                values = load_logits(row_ptrs, start, vocab_size, BLOCK_V)
                 mass += amount_from(values, last, largest, temperature, True)
             target = tl.ceil(top_p.to(tl.float64) * mass.to(tl.float64)).to(tl.int64)
             target = tl.maximum(target, 1)
@@ -203,7 +209,7 @@ def sample_step_kernel(
         choice = tokens
         num_seen = tl.zeros((BLOCK_R,), dtype=tl.int32)
         for start in range(0, vocab_size, BLOCK_V):
-            values, ids = load_logits(row_ptrs, start, vocab_size, BLOCK_V)
+            values = load_logits(row_ptrs, start, vocab_size, BLOCK_V)
             is_tie = values == last[:, None]
             rank = num_seen[:, None] + tl.cumsum(is_tie.to(tl.int32), axis=1)
             num_seen += tl.sum(is_tie.to(tl.int32), axis=1)
@@ -213,8 +219,7 @@ def sample_step_kernel(
                 noise = -tl.log(-tl.log(uniforms(seeds, uids, steps, start, BLOCK_V)))
                 scores = values / temperature[:, None] + noise
                 scores = tl.where(is_kept, scores, float("-inf"))
-                top = tl.max(scores, axis=1)
-                first = tl.min(tl.where(scores == top[:, None], ids[None, :], vocab_size), axis=1)
+                top, first = largest_of(scores, start, vocab_size, BLOCK_V)
                 choice = tl.where(top > best, first, choice)
                 best = tl.maximum(best, top)
         tokens = tl.where(is_sampled, choice, tokens)
