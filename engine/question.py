@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stagebeam.engine.handle import Handle
@@ -30,11 +30,13 @@ class LiveBranch:
 
     token_ids: everything from the prompt's first token
     seq:       pool sequence that holds all but the last token, None where nothing is cached
+    carry:     bytes that stand after the goal inside the last token: they belong to the next stage
     """
 
     key: int
     token_ids: list[int]
     seq: int | None = None
+    carry: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +94,9 @@ class Question:
     deadline: float | None = None
     submitted_at: float = field(default_factory=time.perf_counter)
 
-    def new_branch(self, token_ids: list[int], seq: int | None) -> LiveBranch:
-        branch = LiveBranch(key=self.next_key, token_ids=token_ids, seq=seq)
+    def fork(self, parent: LiveBranch, seq: int | None) -> LiveBranch:
+        """A new branch that stands where `parent` does; `seq` is its own."""
+        branch = replace(parent, key=self.next_key, token_ids=list(parent.token_ids), seq=seq)
         self.branches[branch.key] = branch
         self.next_key += 1
         return branch

@@ -56,7 +56,7 @@ class Sampling:
         start = self._start_of(request.until)
         max_tokens = self._max_tokens(prefix, request)
         if max_tokens <= 0:
-            branches = [question.new_branch(list(prefix.token_ids), None) for _ in range(request.n)]
+            branches = [question.fork(prefix, None) for _ in range(request.n)]
             self._end_at_once(question, request, branches)
             return True
         if not self._decoder.promise(question, request.n):
@@ -75,7 +75,7 @@ class Sampling:
                 self._drop(prefix)
             self._decoder.take_back(question, request.n)
             return False
-        branches = [question.new_branch(list(prefix.token_ids), seq) for seq in seqs]
+        branches = [question.fork(prefix, seq) for seq in seqs]
         self._go(question, request, branches, [max_tokens] * request.n, jobs, start)
         return True
 
@@ -229,13 +229,15 @@ class Sampling:
         question.usage.completion_tokens += len(track.token_ids)
         assert branch.seq is not None
         self._kv_cache.pool.unreserve(branch.seq)
-        text = self._decoder.text(track.token_ids)
-        until = round_.request.until
+        until, written = round_.request.until, self._decoder.bytes_of(track.token_ids)
+        text = written.decode("utf-8", "replace")
+        stage_text = (branch.carry + written).decode("utf-8", "replace")
+        branch.carry = _after_goal(written, until) if track.finish_reason == "tag" else b""
         round_.finished[i] = Branch(
             key=branch.key,
             index=track.index,
             text=text,
-            inner=until.stage.inner_text(text) if until.stage else text,
+            inner=until.stage.inner_text(stage_text) if until.stage else text,
             token_ids=tuple(track.token_ids),
             cumulative_logprob=track.cumulative_logprob,
             finish_reason=track.finish_reason,
@@ -281,6 +283,12 @@ def _tell_start(question: Question, request: Sample, num_candidates: int) -> Non
             num_candidates=num_candidates,
         )
     )
+
+
+def _after_goal(written: bytes, until: Until) -> bytes:
+    """What stands after the goal that ended `written`."""
+    goals = [goal.encode() for goal in until.goals]
+    return written[max(written.rfind(goal) + len(goal) for goal in goals if goal in written) :]
 
 
 def _without_room(branch: LiveBranch, index: int) -> Branch:

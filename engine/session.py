@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from stagebeam.engine.branch import ROOT, Branch, FinishReason
@@ -126,7 +127,7 @@ class Session:
                 forked = self._loop.pool.fork(parent.seq, n, 0)
                 assert forked is not None, "a fork without a reservation always fits"
                 seqs = list(forked)
-            return [self.question.new_branch(list(parent.token_ids), seq).key for seq in seqs]
+            return [self.question.fork(parent, seq).key for seq in seqs]
 
         return [BranchRef(self, new_key) for new_key in self.on_loop(fork)]
 
@@ -138,8 +139,8 @@ class Session:
             seq = None if branch.seq is None else self._loop.pool.snapshot(branch.seq)
             if old.seq is not None:
                 self._loop.pool.release([old.seq])
-            self.question.branches[target] = LiveBranch(
-                key=target, token_ids=list(branch.token_ids), seq=seq
+            self.question.branches[target] = replace(
+                branch, key=target, token_ids=list(branch.token_ids), seq=seq
             )
 
         self.on_loop(move)

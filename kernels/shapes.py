@@ -19,7 +19,7 @@ def check_shapes(spec: str, *tensors: Tensor) -> None:
     _check(spec, *[tensor.shape for tensor in tensors])
 
 
-@lru_cache(maxsize=8192)  # a decode step asks the same question again and again
+@lru_cache(maxsize=512)  # every layer of a step asks the same; old steps are not asked again
 def _check(spec: str, *shapes: Size) -> None:
     sizes: dict[str, tuple[int, str]] = {}  # size's name -> (its value, the tensor that bound it)
     for part, shape in zip(spec.split(","), shapes, strict=True):

@@ -13,8 +13,15 @@ from tiny_checkpoint import PLAN
 
 from stagebeam.engine.engine import Engine
 from stagebeam.engine.params import JudgeParams, SearchParams
+from stagebeam.engine.tag_automaton import token_bytes
 
 EOS = "<|eot|>"
+
+
+@pytest.fixture
+def engine(make_engine) -> Engine:
+    """One whose logits a test can write: the native step keeps them to itself."""
+    return make_engine(backend="reference")
 
 
 @pytest.fixture
@@ -30,9 +37,9 @@ def script(engine) -> Callable[..., Engine]:
         encode = target.processor.encode
         rows: list[object] = []
 
-        def scripted_decode(batch):
+        def scripted_decode(batch, may_run_ahead):
             rows[:] = batch.rows
-            return decode(batch)
+            return decode(batch, may_run_ahead)
 
         def scripted_logits(hidden):
             scores = logits(hidden)
@@ -127,6 +134,63 @@ def test_bytes_after_the_tag_stay_with_the_trunk(script, image, free_sampling) -
     assert answer.text.startswith("<S>plan</S>\n<C>")
 
 
+@pytest.fixture
+def joining_engine(make_engine, monkeypatch) -> Engine:
+    """An engine in whose vocabulary one token, spelled ">.", is the end of a tag and the start of the
+    next: "><"."""
+
+    def joined(tokenizer):
+        return [b"><" if piece == b">." else piece for piece in token_bytes(tokenizer)]
+
+    monkeypatch.setattr("stagebeam.engine.engine.token_bytes", joined)
+    return make_engine()
+
+
+@pytest.mark.parametrize("strategy", ["stage_beam", "greedy"])
+def test_a_token_that_ends_a_stage_and_begins_the_next(
+    script, joining_engine, image, free_sampling, strategy
+) -> None:
+    """Its last bytes are the next stage's: `<` is no loss to the next stage's inner text."""
+    texts = {
+        "summary": ["<S>plan</S>.", "<S>another plan</S>."],
+        "caption": ["C>two dogs</C>.", "C>2 dogs</C>."],
+        "reasoning": ["R>2 dogs</R>", "R>two dogs</R>"],
+        "final": ["<F>2</F>."],
+        "answer": ["<S>plan</S>.C>two dogs</C>.R>2 dogs</R><F>2</F>."],
+    }
+    engine = script(texts, joining_engine)
+    answer = ask(engine, image, free_sampling, max_tokens=60, strategy=strategy)
+    assert answer.finish_reason == "tag"
+    assert [len(stage.candidates) for stage in answer.stages] == [
+        2 if strategy == "stage_beam" else 1
+    ] * 4
+    inner = [[c.inner for c in stage.candidates] for stage in answer.stages]
+    assert set(inner[0]) <= {"plan", "another plan"}
+    assert set(inner[1]) <= {"two dogs", "2 dogs"}
+    assert set(inner[2]) <= {"2 dogs", "two dogs"}
+    assert answer.conclusion == answer.stages[3].text == "2"
+    assert "</S><C>" in answer.text
+    assert "</C><R>" in answer.text
+
+
+def test_a_session_carries_what_follows_a_tag(script, joining_engine, free_sampling) -> None:
+    """Through forks, commits and going back."""
+    texts = {"decode": ["<S>plan</S>.", "<S>other</S>", "C>two dogs</C>", "<C>two dogs</C>"]}
+    with script(texts, joining_engine).open("how many?") as root:
+        kids = root.fork(2)
+        joining_engine.decode(kids, until="</S>", sampling=free_sampling(30))
+        assert [kid.text for kid in kids] == ["<S>plan</S><", "<S>other</S>"]
+        kids[0].commit()
+        before = root.snapshot()
+        texts["decode"] = ["C>two dogs</C>"]
+        joining_engine.decode([root], until="</C>", sampling=free_sampling(30))
+        assert (root.text, root.inner) == ("C>two dogs</C>", "two dogs")
+        root.rollback(before)
+        again = root.fork(1)
+        joining_engine.decode(again, until="</C>", sampling=free_sampling(30))
+        assert again[0].inner == "two dogs"
+
+
 def test_a_question_that_contains_tags(script, image, free_sampling) -> None:
     """Tags in the prompt end nothing, and a tag that a stage opens with ends it at once."""
     question = "what is </S> and </SUMMARY>, or </F>?"
@@ -153,7 +217,8 @@ def test_special_tokens_spelled_out_by_a_candidate(script, image, free_sampling)
 def test_a_context_that_fills_up(make_engine, script, image, free_sampling, mode) -> None:
     """The stage that meets the end of the context is cut there."""
     engine = script(
-        GOOD | {"reasoning": ["<R>long" + " and long" * 40]}, make_engine(max_model_len=96)
+        GOOD | {"reasoning": ["<R>long" + " and long" * 40]},
+        make_engine(backend="reference", max_model_len=96),
     )
     judge = JudgeParams(mode=mode, sampling=free_sampling(5))
     answer = ask(engine, image, free_sampling, max_tokens=500, judge=judge)
@@ -168,7 +233,9 @@ def test_no_room_for_a_single_token(make_engine, script, image, free_sampling) -
     engine = script(GOOD | {"summary": ["<S>plan</S>"]})
     reference = ask(engine, image, free_sampling)
     length = reference.usage.prompt_tokens + len(reference.stages[0].candidates[0].token_ids)
-    tight = script(GOOD | {"summary": ["<S>plan</S>"]}, make_engine(max_model_len=length))
+    tight = script(
+        GOOD | {"summary": ["<S>plan</S>"]}, make_engine(backend="reference", max_model_len=length)
+    )
     answer = ask(tight, image, free_sampling)
     assert [stage.name for stage in answer.stages] == ["summary", "caption"]
     assert [c.token_ids for c in answer.stages[1].candidates] == [(), ()]
