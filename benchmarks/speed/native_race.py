@@ -13,6 +13,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -132,7 +133,7 @@ def prefill(race: Race) -> dict[str, Any]:
 
     calls: dict[str, Callable[[], float]] = {"HF float32": hf}
     for name, run in runs.items():
-        calls[name] = lambda run=run: run.prefill(race.prompts(1), 1, 16)
+        calls[name] = partial(_native_prefill, run, race)
     times = _alternate(calls, race.rounds)
     return {
         "seconds": {name: spread(values) for name, values in times.items()},
@@ -172,13 +173,11 @@ def _engine_calls(
     """What measures each contender's tokens a second."""
     calls: dict[str, Callable[[], float]] = {}
     for peer in loaded:
-        calls[peer.name] = lambda peer=peer: (
-            peer.generate(race.prompts(batch), race.tokens).tokens_per_second
-        )
+        calls[peer.name] = partial(_peer_rate, peer, race, batch)
     if hf is not None:
         calls["HF float32"] = lambda: _hf_rate(hf, race.prompts(batch), race.tokens)
     for name, run in runs.items():
-        calls[f"stagebeam {name}"] = lambda run=run: _native_rate(run, race, batch)
+        calls[f"stagebeam {name}"] = partial(_native_rate, run, race, batch)
     return calls
 
 
@@ -196,6 +195,14 @@ def gemm(race: Race) -> dict[str, Any]:
             best = max(best, 128 * 1536 * 576 / (time.perf_counter() - began))
         rates[name] = best
     return {"multiply_adds_per_second": rates}
+
+
+def _native_prefill(run: NativeRun, race: Race) -> float:
+    return run.prefill(race.prompts(1), 1, 16)
+
+
+def _peer_rate(peer: Peer, race: Race, batch: int) -> float:
+    return peer.generate(race.prompts(batch), race.tokens).tokens_per_second
 
 
 def _native_rate(run: NativeRun, race: Race, batch: int) -> float:
