@@ -74,7 +74,7 @@ def test_everything_that_the_wrappers_can_launch() -> None:
 
 def test_a_spilling_kernel_is_reported(variants) -> None:
     variant = find(variants, "branch_parts_kernel", BLOCK_M=64)
-    kernel = compile_one(variant, TARGETS[SM_80], maxnreg=64)
+    kernel = compile_one(variant, TARGETS[SM_80], max_registers=64)
     (line,) = rules.broken_rules(kernel)
     assert "expected no spilled register" in line
     assert "smaller tile or more warps" in line
