@@ -21,7 +21,8 @@ def half_precision_parity(device: str) -> Outcome:
     """Each dtype's largest logit error is at most twice HF's own, plus 1e-6 of the scale."""
     tokens = prompt_tokens()
     exact = hf_logits(tokens, "cpu", torch.float64)
-    is_ok, details = True, {}
+    is_ok = True
+    details: dict[str, Any] = {}
     for name, dtype in DTYPES.items():
         ours = (our_logits(tokens, device, name) - exact).abs().max().item()
         own = (hf_logits(tokens, device, dtype) - exact).abs().max().item()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -121,11 +122,11 @@ def kernel_times(
         timed: dict[str, Any] = {}
         for op, arguments in op_arguments(num_rows, sizes or Sizes(), dtype, device).items():
             function = getattr(ops, op)
-            seconds = call_seconds(lambda f=function, a=arguments: f(**a), device, num_repeats)
+            seconds = call_seconds(partial(function, **arguments), device, num_repeats)
             floor = least_bytes(op, arguments) / bandwidth
             timed[op] = {"us": 1e6 * seconds, "floor_us": 1e6 * floor, "share": floor / seconds}
             if op == "branch_attention" and unshared is not None:
-                seconds = call_seconds(lambda a=arguments: unshared(**a), device, num_repeats)
+                seconds = call_seconds(partial(unshared, **arguments), device, num_repeats)
                 timed["branch_attention_unshared"] = {"us": 1e6 * seconds}
         details[f"rows_{num_rows}"] = timed
     return True, details
