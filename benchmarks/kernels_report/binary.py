@@ -10,7 +10,7 @@ from pathlib import Path
 from triton import knobs
 
 _RESOURCES = re.compile(r"Function (\w+):\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
-_LOAD = re.compile(r"\bld(?:\.global)?(?:\.[a-z]+(?:::\w+)*)*?(?:\.v(\d))?\.[busf](\d+)\b")
+_LOAD = re.compile(r"\bld(?:\.[A-Za-z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.[busf](\d+)\b")
 _ASYNC_COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global\S*\s[^;]*?\],\s*(0x[0-9a-f]+|\d+)")
 _NOT_GLOBAL = re.compile(r"\bld\.(?:shared|param|local|const|volatile\.shared)")
 _MMA = {"tcgen05": "tcgen05.mma", "wgmma": "wgmma.mma_async", "mma.sync": "mma.sync"}

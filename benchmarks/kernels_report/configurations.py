@@ -16,8 +16,9 @@ from stagebeam.kernels.triton_launch import Launch, record_launches
 BEAM_SIZES = (1, 4, 8, 32)
 PREFILLS = ((1, 600, 608), (8, 4, 608), (8, 8, 608), (8, 200, 800))  # sequences, rows, tokens
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# The 90B is for bf16 only: it differs from the 11B in widths and heads a KV head.
-FULL = (("11B", "bf16"), ("11B", "fp16"), ("11B", "fp32"), ("90B", "bf16"))
+# The 90B is for bf16 only: it differs from the 11B in widths and heads a KV head. float32 serves
+# comparisons, not speed, and has no budgets.
+FULL = (("11B", "bf16"), ("11B", "fp16"), ("90B", "bf16"))
 REDUCED = (("11B", "bf16"),)
 
 

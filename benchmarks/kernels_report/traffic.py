@@ -35,6 +35,11 @@ def traffic_of(call: OpCall) -> Traffic:
     return Traffic(least_bytes=least, moved_bytes=moved, flops=flops)
 
 
+def least_bytes(op: str, arguments: Arguments) -> int:
+    """What a call of an op with these arguments must move, on any device."""
+    return _LEAST[op](arguments)[0]
+
+
 def _bytes(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -224,11 +229,14 @@ def _moved_verdict_logits(launch: Launch) -> int:
 
 
 def _moved_sample_step(launch: Launch) -> int:
-    """Without filters: the largest logit, its weight and the choice. Filters add passes, by value."""
+    """Without filters: one pass for the largest logit and the weights, one for the choice.
+
+    A filter adds the passes of its bisection, as many as the logits demand (at most 33 each).
+    """
     return SAMPLE_PASSES * _bytes(launch.arguments["logits_ptr"])
 
 
-SAMPLE_PASSES = 3
+SAMPLE_PASSES = 2
 _MOVED: dict[str, Callable[[Launch], int]] = {
     "rms_norm_kernel": _moved_norm,
     "add_rms_norm_kernel": _moved_add_rms_norm,

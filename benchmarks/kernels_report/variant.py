@@ -78,7 +78,9 @@ class Variant:
 
 def variant_of(launch: Launch) -> Variant:
     """The variant that a launch runs."""
-    signature, constants, aligned = [], [], []
+    signature: list[tuple[str, str]] = []
+    constants: list[tuple[str, Any]] = []
+    aligned: list[str] = []
     for parameter in launch.kernel.params:
         name, value = parameter.name, launch.arguments[parameter.name]
         if parameter.is_constexpr:

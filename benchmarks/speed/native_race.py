@@ -13,6 +13,7 @@ import gc
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,7 +43,7 @@ class Race:
         self.formats: list[str] = arguments.formats.split(",")
         self.folder = smollm2_folder()
         self._rng = np.random.default_rng(arguments.seed)
-        self._pool = _cpu.ThreadPool(arguments.threads)
+        self.pool = _cpu.ThreadPool(arguments.threads)
         torch.set_num_threads(arguments.threads)
 
     def prompts(self, count: int, length: int | None = None) -> list[list[int]]:
@@ -51,7 +52,7 @@ class Race:
 
     def bandwidth(self) -> float:
         """Bytes a second that the threads read together."""
-        return _cpu.read_bandwidth(self._pool, _BANDWIDTH_BYTES, 3) * 1e9
+        return _cpu.read_bandwidth(self.pool, _BANDWIDTH_BYTES, 3) * 1e9
 
     def native(self) -> dict[str, NativeRun]:
         return {name: NativeRun(self.folder, name, self.threads) for name in self.formats}
@@ -59,7 +60,8 @@ class Race:
 
 def decode(race: Race) -> dict[str, Any]:
     """Steps of 1, 4 and 8 branches of one prompt, in every format, against the floor."""
-    runs, records = race.native(), []
+    runs = race.native()
+    records: list[dict[str, Any]] = []
     cases = [(name, branches) for name in runs for branches in (1, 4, 8)]
     for number in range(race.rounds):
         bandwidth = race.bandwidth()
@@ -131,7 +133,7 @@ def prefill(race: Race) -> dict[str, Any]:
 
     calls: dict[str, Callable[[], float]] = {"HF float32": hf}
     for name, run in runs.items():
-        calls[name] = lambda run=run: run.prefill(race.prompts(1), 1, 16)
+        calls[name] = partial(_native_prefill, run, race)
     times = _alternate(calls, race.rounds)
     return {
         "seconds": {name: spread(values) for name, values in times.items()},
@@ -144,7 +146,8 @@ def engines(race: Race, names: Sequence[str], batches: Sequence[int]) -> dict[st
     loaded = {
         name: make() for name, make in peers(race.threads, max(batches)).items() if name in names
     }
-    runs, summary = race.native(), {}
+    runs = race.native()
+    summary: dict[str, Any] = {}
     hf = _hf(race) if "hf" in names else None
     for batch in batches:
         calls = _engine_calls(race, batch, list(loaded.values()), runs, hf)
@@ -170,19 +173,17 @@ def _engine_calls(
     """What measures each contender's tokens a second."""
     calls: dict[str, Callable[[], float]] = {}
     for peer in loaded:
-        calls[peer.name] = lambda peer=peer: (
-            peer.generate(race.prompts(batch), race.tokens).tokens_per_second
-        )
+        calls[peer.name] = partial(_peer_rate, peer, race, batch)
     if hf is not None:
         calls["HF float32"] = lambda: _hf_rate(hf, race.prompts(batch), race.tokens)
     for name, run in runs.items():
-        calls[f"stagebeam {name}"] = lambda run=run: _native_rate(run, race, batch)
+        calls[f"stagebeam {name}"] = partial(_native_rate, run, race, batch)
     return calls
 
 
 def gemm(race: Race) -> dict[str, Any]:
     """Multiply-adds a second of each format's product, weights in the cache, 128 rows."""
-    rates = {}
+    rates: dict[str, float] = {}
     x = np.random.default_rng(0).standard_normal((128, 576), dtype=np.float32)
     for name in race.formats:
         matrix = _cpu.PackedMatrix(1536, 576, name.replace("bfloat16", "bf16"))
@@ -190,10 +191,18 @@ def gemm(race: Race) -> dict[str, Any]:
         best = 0.0
         for _ in range(20 * race.rounds):
             began = time.perf_counter()
-            _cpu.linear(race._pool, matrix, x)
+            _cpu.linear(race.pool, matrix, x)
             best = max(best, 128 * 1536 * 576 / (time.perf_counter() - began))
         rates[name] = best
     return {"multiply_adds_per_second": rates}
+
+
+def _native_prefill(run: NativeRun, race: Race) -> float:
+    return run.prefill(race.prompts(1), 1, 16)
+
+
+def _peer_rate(peer: Peer, race: Race, batch: int) -> float:
+    return peer.generate(race.prompts(batch), race.tokens).tokens_per_second
 
 
 def _native_rate(run: NativeRun, race: Race, batch: int) -> float:

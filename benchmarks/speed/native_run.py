@@ -19,7 +19,6 @@ from stagebeam.engine.models.forward import (
     ForwardBatch,
     KVLayers,
     PrefillAttention,
-    StepSampling,
 )
 from stagebeam.engine.models.loader import build_native_model, read_spec
 from stagebeam.engine.models.safetensors_files import SafetensorsFiles
@@ -42,9 +41,7 @@ class NativeRun:
             backend_ops=resolve("reference"),
             num_threads=num_threads,
         )
-        spec = self.model.spec
         self._kv_dtype = KV_DTYPES.get(weight_format, torch.bfloat16)
-        self._next_state = torch.zeros(1, spec.vocab_size, dtype=torch.int16)
         self._num_steps = 0
 
     @property
@@ -105,7 +102,6 @@ class NativeRun:
         rows, at = len(self._tails), self._num_steps
         groups = rows // self._branches
         slots = self._tails[:, at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE
-        zeros = torch.zeros(rows)
         batch = ForwardBatch(
             token_ids=self._tokens,
             positions=torch.full((rows,), self._length + at),
@@ -120,24 +116,9 @@ class NativeRun:
                 max_group_rows=self._branches,
             ),
         )
-        sampling = StepSampling(
-            seeds=torch.zeros(rows, dtype=torch.int64),
-            uids=torch.arange(rows),
-            steps=torch.full((rows,), at, dtype=torch.int32),
-            temperature=zeros,
-            top_k=zeros.int(),
-            top_p=zeros + 1,
-            min_p=zeros,
-            next_state=self._next_state,
-            accept_tag=torch.full((1,), -1, dtype=torch.int32),
-            states=zeros.int(),
-            goal_masks=torch.zeros(rows, dtype=torch.int64),
-            eos_ids=torch.zeros(0, dtype=torch.int64),
-            ignore_eos=torch.ones(rows, dtype=torch.bool),
-            max_tokens=torch.full((rows,), 1 << 20, dtype=torch.int32),
-        )
         began = time.perf_counter()
-        self._tokens = self.model.decode_step(batch, self._kv, [], sampling)[0]
+        hidden = self.model.forward(batch, self._kv, [])
+        self._tokens = self.model.logits(hidden).argmax(-1)
         self._num_steps += 1
         return time.perf_counter() - began
 

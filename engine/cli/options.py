@@ -30,16 +30,21 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-model-len", type=int, help="longest sequence in tokens")
 
 
-def make_engine(options: argparse.Namespace, **overrides: Any) -> Engine:
-    """The engine that `add_model_options` describes."""
-    return Engine(
-        options.model,
-        device=options.device,
-        dtype=options.dtype,
-        kv_cache_dtype=options.kv_cache_dtype,
-        num_threads=options.threads,
-        backend=options.backend,
-        kv_cache_bytes=options.kv_cache_bytes,
-        max_model_len=options.max_model_len,
+def engine_options(options: argparse.Namespace, **overrides: Any) -> dict[str, Any]:
+    """The arguments of `Engine` that `add_model_options` describes."""
+    return {
+        "path": options.model,
+        "device": options.device,
+        "dtype": options.dtype,
+        "kv_cache_dtype": options.kv_cache_dtype,
+        "num_threads": options.threads,
+        "backend": options.backend,
+        "kv_cache_bytes": options.kv_cache_bytes,
+        "max_model_len": options.max_model_len,
         **overrides,
-    )
+    }
+
+
+def make_engine(options: argparse.Namespace, **overrides: Any) -> Engine:
+    """That engine."""
+    return Engine(**engine_options(options, **overrides))

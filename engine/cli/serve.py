@@ -7,13 +7,19 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from stagebeam.engine.async_engine import AsyncEngine
-from stagebeam.engine.cli.options import add_model_options, make_engine
+from stagebeam.engine.checkpoints import find_checkpoint
+from stagebeam.engine.cli.options import add_model_options, engine_options, make_engine
+from stagebeam.engine.cli.ray_options import add_ray_options, cluster, worker_resources
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.params import JudgeMode, JudgeParams, SearchParams, Strategy
+
+if TYPE_CHECKING:
+    from stagebeam.engine.server.settings import ServerSettings
 
 API_KEY_VARIABLE = "STAGEBEAM_API_KEY"
 
@@ -45,47 +51,74 @@ def add_serve_parser(commands: Any) -> None:
         "--allow-remote-images", action="store_true", help="fetch http(s) URLs of public hosts"
     )
     images.add_argument("--image-folder", type=Path, help="file: URLs may name files in it")
+    replicas = parser.add_argument_group("many engines, as a Ray Serve application")
+    replicas.add_argument("--ray", action="store_true", help="serve replicas on Ray")
+    add_ray_options(replicas, default_workers=2, name="replicas")
     parser.set_defaults(run=run_serve)
 
 
 def run_serve(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM, then let running requests end."""
     try:
-        import uvicorn
-
         from stagebeam.engine.server.app import create_app
         from stagebeam.engine.server.settings import MIB, ServerSettings
     except ImportError as error:
         raise InvalidInputError(
             f"the server needs the package {error.name!r}: pip install 'stagebeam[serve]'"
         ) from error
+    settings = ServerSettings(
+        model_name=options.served_model_name or find_checkpoint(options.model).name,
+        api_key=options.api_key or os.environ.get(API_KEY_VARIABLE),
+        search=SearchParams(strategy=options.strategy, beam_size=options.beam_size),
+        judge=JudgeParams(mode=options.judge),
+        max_body_bytes=options.max_body_mib * MIB,
+        max_image_bytes=options.max_image_mib * MIB,
+        max_questions=options.max_questions,
+        deadline_seconds=options.deadline_seconds,
+        allow_remote_images=options.allow_remote_images,
+        image_folder=options.image_folder,
+    )
+    if options.ray:
+        return _serve_replicas(options, settings)
     with make_engine(options, max_branches=options.max_branches) as engine:
-        settings = ServerSettings(
-            model_name=options.served_model_name or Path(engine.path).name,
-            api_key=options.api_key or os.environ.get(API_KEY_VARIABLE),
-            search=SearchParams(strategy=options.strategy, beam_size=options.beam_size),
-            judge=JudgeParams(mode=options.judge),
-            max_body_bytes=options.max_body_mib * MIB,
-            max_image_bytes=options.max_image_mib * MIB,
-            max_questions=options.max_questions,
-            deadline_seconds=options.deadline_seconds,
-            allow_remote_images=options.allow_remote_images,
-            image_folder=options.image_folder,
+        return _listen(create_app(AsyncEngine(engine), settings), options)
+
+
+def _serve_replicas(options: argparse.Namespace, settings: ServerSettings) -> int:
+    from stagebeam.engine.server.front import Front
+    from stagebeam.engine.server.guards import Guards
+    from stagebeam.engine.server.replicas import start_replicas
+
+    with cluster(options.ray_address):
+        replicas = start_replicas(
+            engine_options(options, max_branches=options.max_branches),
+            replace(settings, api_key=None),  # the front asks for it
+            num_replicas=options.replicas,
+            **worker_resources(options),
         )
-        config = uvicorn.Config(
-            create_app(AsyncEngine(engine), settings),
-            host=options.host,
-            port=options.port,
-            log_config=None,
-            access_log=options.verbose,
-            timeout_graceful_shutdown=options.drain_seconds,
-        )
-        server = uvicorn.Server(config)
-        logging.getLogger("uvicorn.error").setLevel(logging.INFO)
-        # uvicorn drains at a signal and then raises it again: an asked-for end is a good one
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
-        server.run()
+        return _listen(Guards(Front(replicas), settings.api_key, settings.max_body_bytes), options)
+
+
+def _listen(app: Any, options: argparse.Namespace) -> int:
+    """Serve `app` until a signal, then let running requests end."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        host=options.host,
+        port=options.port,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=options.verbose,
+        timeout_graceful_shutdown=options.drain_seconds,
+    )
+    server = uvicorn.Server(config)
+    logging.getLogger("uvicorn.error").setLevel(logging.INFO)
+    # uvicorn drains at a signal and then raises it again: an asked-for end is a good one
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    server.run()
     if not server.started:
         print(f"cannot listen at {options.host}:{options.port}", file=sys.stderr)
         return 1

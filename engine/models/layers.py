@@ -62,7 +62,7 @@ class SelfAttentionLayer:
         update: Tensor | None,
         residual: Tensor,
         batch: ForwardBatch,
-        cache: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, ...],
         cos_sin: Tensor,
     ) -> tuple[Tensor, Tensor]:
         x, residual = self.input_norm(update, residual)

@@ -37,7 +37,7 @@ class CrossAttentionLayer:
         residual: Tensor,
         cross: CrossRows,
         has_mlp: Tensor,
-        slots: tuple[Tensor, Tensor],
+        slots: tuple[Tensor, ...],
     ) -> tuple[Tensor, Tensor]:
         """has_mlp: [T, 1], 1 where the MLP's output counts and 0 elsewhere, in the model's dtype."""
         x, residual = self.input_norm(update, residual)

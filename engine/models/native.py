@@ -322,7 +322,8 @@ class _ImageEncoder:
     def encode(self, pixel_values: Tensor, aspect_ratio_id: int, num_tiles: int) -> KVLayers:
         features = self._vision(pixel_values, aspect_ratio_id, num_tiles).flatten(0, 1)
         features = F.linear(features, self._projector, self._projector_bias)
-        spec, layers = self._spec, []
+        spec = self._spec
+        layers: KVLayers = []
         for key_value, k_norm in self._layers:
             k, v = F.linear(features, key_value).chunk(2, dim=1)
             heads = self._ops.rms_norm(k.reshape(-1, spec.head_dim), k_norm, spec.rms_norm_eps)

@@ -26,8 +26,7 @@ def told(*arguments: str) -> dict[str, Any]:
         [sys.executable, "-W", "ignore", str(RUN), *arguments],
         cwd=RUN.parents[2],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
     )

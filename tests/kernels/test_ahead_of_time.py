@@ -74,7 +74,7 @@ def test_everything_that_the_wrappers_can_launch() -> None:
 
 def test_a_spilling_kernel_is_reported(variants) -> None:
     variant = find(variants, "branch_parts_kernel", BLOCK_M=64)
-    kernel = compile_one(variant, TARGETS[SM_80], maxnreg=64)
+    kernel = compile_one(variant, TARGETS[SM_80], max_registers=64)
     (line,) = rules.broken_rules(kernel)
     assert "expected no spilled register" in line
     assert "smaller tile or more warps" in line
@@ -87,16 +87,10 @@ def test_a_lost_alignment_is_reported(variants) -> None:
     assert "expected loads of 128 bits" in line
 
 
-def test_products_off_the_tensor_cores_are_reported(variants) -> None:
-    variant = find(variants, "prefill_attention_kernel", BLOCK_M=16)
-    constants = tuple((name, name == "UPCAST" or value) for name, value in variant.constants)
-    # Widened operands in a tile that float32 could afford.
-    constants = tuple((n, 16 if n == "BLOCK_N" else v) for n, v in constants)
-    kernel = compile_one(replace(variant, constants=constants), TARGETS[SM_90])
-    assert any(
-        "expected matrix products by mma.sync, got none" in line
-        for line in rules.broken_rules(kernel)
-    )
+def test_products_off_the_tensor_cores_are_reported(kernels) -> None:
+    kernel = next(k for k in kernels if k.block_m == 64 and k.target == "sm_90")
+    (line,) = rules.broken_rules(replace(kernel, mma="mma.sync"))
+    assert "expected matrix products by wgmma, got mma.sync" in line
 
 
 def test_what_the_golden_file_does_not_allow_is_reported(kernels) -> None:

@@ -2,8 +2,7 @@
 
 Goes on from an export of the first part (recipe.py). The vision tower learns lone shapes anew; the
 facts that reasoning ends with are learnt on their own, at a high rate; then answers and judging,
-every pair in both orders, are mixed; the model's own mistakes join for the last phase, in which the
-rate falls to zero. Phases are data; deterministic by seed; resumes from its last checkpoint.
+every pair in both orders, are mixed, and in the last phase the rate falls to zero. Phases are data; deterministic by seed; resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -11,28 +10,23 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 
-from stagebeam.training.config import Phase, Source, TrainConfig
+from stagebeam.training.config import Phase, TrainConfig
 from stagebeam.training.progress import Progress
 from stagebeam.training.shapes.check import ShapesCheck
 from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.lone_sight import train_lone_sight_
-from stagebeam.training.shapes.mixture import DATA_SEED, Mixture, mixed_phase
-from stagebeam.training.shapes.own_mistakes import OwnMistakes, collect_mistakes
+from stagebeam.training.shapes.mixture import Mixture, mixed_phase
 from stagebeam.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 SIGHT_SEED, SIGHT_STEPS = 3, 300
-MISTAKE_SEED, MISTAKE_QUESTIONS = 2, 480
 CHECK_SEED = 11
-JUDGE_STEPS, SETTLE_STEPS = 260, 500
-OWN = "judge-own"
 FACTS: Mixture = {
     "facts": (2, 64),
     "judge-fact": (2, 40),
@@ -56,49 +50,46 @@ JUDGE: Mixture = {
     "judge-sentence": (1, 14),
     "gate": (0.2, 40),
 }
-SETTLE: Mixture = {**JUDGE, "judge-own": (1.5, 16)}
+SETTLE: Mixture = {
+    "answer": (4, 24),
+    "caption": (2, 48),
+    "text": (0.8, 32),
+    "facts": (0.6, 64),
+    "judge-fact": (0.7, 40),
+    "easy": (1.5, 48),
+    "judge-short": (0.7, 32),
+    "judge-caption": (0.9, 20),
+    "judge-summary": (0.5, 24),
+    "judge-reasoning": (1.6, 11),
+    "judge-conclusion": (0.7, 16),
+    "judge-answer": (1, 8),
+    "judge-sentence": (0.8, 14),
+    "gate": (0.2, 40),
+}
 
 
-def refining_phases(encoder: ChatEncoder, mistakes: Path | None = None) -> tuple[Phase, ...]:
-    """The second part's recipe; without the model's own mistakes the last phase is left out."""
-    found = (
+def refining_phases(encoder: ChatEncoder) -> tuple[Phase, ...]:
+    """The second part's recipe."""
+    return (
         mixed_phase(encoder, "facts", FACTS, steps=120, rate=1e-3, warmup=20),
         mixed_phase(encoder, "sums", SUMS, steps=116, rate=1.5e-3),
-        mixed_phase(encoder, "judge", JUDGE, steps=JUDGE_STEPS, rate=1e-3),
+        mixed_phase(encoder, "judge", JUDGE, steps=260, rate=1e-3),
+        mixed_phase(encoder, "settle", SETTLE, steps=460, rate=1e-3, falls=True),
     )
-    if mistakes is None:
-        return found
-    drawn = {task: share for task, share in SETTLE.items() if task != OWN}
-    settle = mixed_phase(encoder, "settle", drawn, steps=SETTLE_STEPS, rate=1e-3, falls=True)
-    own = Source(
-        name=OWN,
-        dataset=OwnMistakes(mistakes, encoder, seed=DATA_SEED),
-        weight=SETTLE[OWN][0],
-        batch_size=SETTLE[OWN][1],
-    )
-    return (*found, replace(settle, sources=(*settle.sources, own)))
 
 
 def refine_shapes(model: Path, output: Path, config: TrainConfig) -> Progress:
     """Train the export `model` of the first part on, or go on where `output` stands.
 
-    Leaves the model that it began with at output/refined-start, checkpoints, metrics, the model's own
-    mistakes, and the result at output/final.
+    Leaves the model that it began with at output/refined-start, checkpoints, metrics, and the result
+    at output/final.
     """
-    start, mistakes = output / "refined-start", output / "mistakes.jsonl"
+    start = output / "refined-start"
     if not start.exists():
         write_refined_start(model, start)
     encoder = ChatEncoder(Tokenizer.from_file(str(start / "tokenizer.json")))
     check = ShapesCheck(CHECK_SEED)
-    if not mistakes.exists():
-        progress = Trainer(start, output, config, refining_phases(encoder), eval_fn=check).train()
-        if not progress.is_finished:
-            return progress
-        collect_mistakes(
-            output / "final", mistakes, seed=MISTAKE_SEED, num_questions=MISTAKE_QUESTIONS
-        )
-    phases = refining_phases(encoder, mistakes)
-    return Trainer(start, output, config, phases, eval_fn=check).train()
+    return Trainer(start, output, config, refining_phases(encoder), eval_fn=check).train()
 
 
 def write_refined_start(model: Path, folder: Path) -> None:
@@ -110,6 +101,8 @@ def write_refined_start(model: Path, folder: Path) -> None:
     train_lone_sight_(taught, seed=SIGHT_SEED, steps=SIGHT_STEPS)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(model, part, ignore=shutil.ignore_patterns("*.safetensors*", "*.png", "*.jsonl"))
+    shutil.copytree(
+        model, part, ignore=shutil.ignore_patterns("*.safetensors*", "*.png", "*.jsonl")
+    )
     taught.to(torch.bfloat16).save_pretrained(part)
     os.replace(part, folder)

@@ -214,9 +214,7 @@ def pair_examples(
     for turned in (pair.turned(True), pair.turned(False)):
         user = turned.user_text()
         marks = mark_pair(encoder, turned, user)
-        examples.append(
-            encoder.example(user, turned.reply_text(), image, marks=marks, weigh=weigh)
-        )
+        examples.append(encoder.example(user, turned.reply_text(), image, marks=marks, weigh=weigh))
     return tuple(examples)
 
 

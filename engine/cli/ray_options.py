@@ -1,0 +1,64 @@
+"""Arguments of the commands that can run on Ray, and the connection to it.
+
+Ray is the extra `ray`: it is imported where a command asks for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from stagebeam.engine.errors import InvalidInputError
+
+
+def add_ray_options(group: Any, *, default_workers: int, name: str) -> None:
+    """`--ray-address`, how many engines (`--NAME`), and what each of them takes."""
+    group.add_argument(f"--{name}", type=int, default=default_workers, help="engines on Ray")
+    group.add_argument(
+        "--ray-address", metavar="ADDRESS", help="a running Ray (default: $RAY_ADDRESS, else own)"
+    )
+    group.add_argument("--cpus-each", type=float, default=1.0, help="CPU cores of an engine on Ray")
+    group.add_argument(
+        "--gpus-each", type=float, help="GPUs of an engine (default: 1 where --device is a GPU)"
+    )
+
+
+def worker_resources(options: argparse.Namespace) -> dict[str, float]:
+    """What Ray sets aside for one engine."""
+    on_gpu = options.device.startswith("cuda") or (
+        options.device == "auto" and torch.cuda.is_available()
+    )
+    num_gpus = float(on_gpu) if options.gpus_each is None else options.gpus_each
+    return {"num_cpus": options.cpus_each, "num_gpus": num_gpus}
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """A connection to Ray; one that was started here ends with it."""
+    try:
+        import ray
+        import ray.data
+        import ray.serve
+    except ImportError as error:
+        raise InvalidInputError(
+            f"--ray needs the package {error.name!r}: pip install 'stagebeam[ray]'"
+        ) from error
+    try:
+        ray.init(
+            address,
+            include_dashboard=False if address is None else None,
+            logging_level=logging.WARNING,
+        )
+    except ConnectionError as error:
+        raise InvalidInputError(f"no Ray answers at {address!r}: {error}") from error
+    try:
+        yield
+    finally:
+        if address is None:
+            ray.serve.shutdown()
+        ray.shutdown()
