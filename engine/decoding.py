@@ -114,36 +114,45 @@ class Decoder:
             {id(t.question): (t.question, t.is_judging) for t in self._tracks.values()}.values()
         )
 
-    def step(self) -> list[Track]:
-        """One decode step; finished branches leave and come back, for the caller to `on_finish`."""
-        result = self._runner.decode(self._batch)
+    def step(self, may_run_ahead: bool = False) -> tuple[int, list[Track]]:
+        """One decode step, or several if allowed: their number and the branches that finished in the
+        last one, which have left; the caller is to `on_finish` them."""
+        result = self._runner.decode(self._batch, may_run_ahead)
         finished: list[Track] = []
         rows = zip(
             list(self._batch.rows), result.token_ids, result.logprobs, result.finish, strict=True
         )
-        for row, token_id, logprob, finish in rows:
+        for row, token_ids, logprobs, finish in rows:
             track = self._tracks[row.seq]
-            track.token_ids.append(token_id)
-            track.cumulative_logprob += logprob
+            track.token_ids += token_ids
+            for logprob in logprobs:  # one by one, however many steps a call took
+                track.cumulative_logprob += logprob
             if finish is not None:
                 track.finish_reason = finish
                 finished.append(track)
             if track.name is not None and track.question.handle.has_listener:
-                self._tell(track, token_id, logprob, finish)
+                self._tell(track, token_ids, logprobs, finish)
         if finished:
             self._batch.remove({track.row.seq for track in finished})
             for track in finished:
                 del self._tracks[track.row.seq]
-        return finished
+        return result.num_steps, finished
 
     def _tell(
-        self, track: Track, token_id: int, logprob: float, finish: FinishReason | None
+        self,
+        track: Track,
+        token_ids: Sequence[int],
+        logprobs: Sequence[float],
+        finish: FinishReason | None,
     ) -> None:
         name, handle = track.name or "", track.question.handle
-        track.untold.append((token_id, logprob))
-        text = track.new_text(self._token_bytes[token_id] or b"", finish is not None)
-        if text:
-            token_ids, logprobs = zip(*track.untold)
+        for i, (token_id, logprob) in enumerate(zip(token_ids, logprobs), start=1):
+            track.untold.append((token_id, logprob))
+            is_last = finish is not None and i == len(token_ids)
+            text = track.new_text(self._token_bytes[token_id] or b"", is_last)
+            if not text:
+                continue
+            told_ids, told_logprobs = zip(*track.untold)
             track.untold.clear()
             handle.emit(
                 TokenText(
@@ -151,8 +160,8 @@ class Decoder:
                     round=track.round,
                     candidate=track.index,
                     text=text,
-                    token_ids=token_ids,
-                    logprobs=logprobs,
+                    token_ids=told_ids,
+                    logprobs=told_logprobs,
                 )
             )
         if finish is not None:

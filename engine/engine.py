@@ -8,44 +8,30 @@ from __future__ import annotations
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from stagebeam.engine.arguments import as_arguments, check_positive, check_type
-from stagebeam.engine.checkpoints import find_checkpoint
+from stagebeam.engine.arguments import as_arguments, check_type
 from stagebeam.engine.comparison import Comparison
 from stagebeam.engine.decoding import Decoder
-from stagebeam.engine.device import pick_device, pick_dtype
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.events import Listener
 from stagebeam.engine.handle import Handle
 from stagebeam.engine.intake import Intake
 from stagebeam.engine.loop import EngineLoop
-from stagebeam.engine.memory.image_slots import ImageSlots
-from stagebeam.engine.memory.kv_cache import KVCache
-from stagebeam.engine.memory.plan import plan_memory
 from stagebeam.engine.messages import QuestionText
 from stagebeam.engine.models.images import ImageSource
-from stagebeam.engine.models.loader import load_model, read_spec
-from stagebeam.engine.models.processor import load_processor
-from stagebeam.engine.models.sharding import open_mesh
 from stagebeam.engine.outputs import Answer, GenerateOutput
 from stagebeam.engine.params import MAX_SEED, JudgeParams, SamplingParams, SearchParams
+from stagebeam.engine.parts import load_parts
 from stagebeam.engine.question import Scorer
 from stagebeam.engine.search.requests import Until, Verdict
 from stagebeam.engine.session import BranchRef, Session
 from stagebeam.engine.stages import LLAVA_COT_PLAN, StagePlan
 from stagebeam.engine.step import lead
-from stagebeam.engine.step.graphs import GraphRunner
-from stagebeam.engine.step.runner import ModelRunner
-from stagebeam.engine.tag_automaton import TagBank, token_bytes
-from stagebeam.kernels.registry import resolve
 
-BLOCK_SIZE = 16
 PREFILL_CHUNK_SIZE = 512
 MAX_PREFILL_TOKENS = 2048
-POLL_STEPS = 8  # on CUDA
 
 
 class Engine:
@@ -53,15 +39,19 @@ class Engine:
 
     path:            a HF folder or hub id; None is the bundled checkpoint
     device:          "auto" is CUDA where there is one, else the CPU
-    dtype:           "auto" is float32 on a CPU and bfloat16 on CUDA; or a torch dtype's name
-    backend:         which kernels run; "auto" takes the fastest available
+    dtype:           of the weights: "auto" is bfloat16, or float32, float16, and on a CPU int8, int4
+    kv_cache_dtype:  of the caches: "auto", and on a CPU float32, bfloat16, int8
+    backend:         which kernels run; "auto" takes the fastest available, which on a CPU is the
+                     native program; "reference" is PyTorch
     max_model_len:   tokens a sequence may have; None is the model's own limit or what the cache holds
     kv_cache_bytes:  bytes of the paged KV cache; None takes a share of the free memory
     num_image_slots: images held encoded; None takes a share too
     max_branches:    the most rows of a decode step
+    num_threads:     of the native program; None is one a physical core, at most PyTorch's number
     poll_steps:      decode steps between two looks at what was sampled; None is 8 on CUDA, where a step
-                     is a captured graph, and plain steps on a CPU
-    tensor_parallel: this process holds a part of the model and rank 0 leads the others; see `follow`
+                     is a captured graph, and a few milliseconds' worth of native steps
+    tensor_parallel: this process holds a part of the model and rank 0 leads the others, in PyTorch;
+                     see `follow`
     seed:            where the seeds of questions without one come from
     add_bos:         put a begin-of-text id before rendered prompts, "auto" as the checkpoint was trained
     plan:            the stage plan; None is the checkpoint's own, else LLaVA-CoT's
@@ -74,97 +64,59 @@ class Engine:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        kv_cache_dtype: str = "auto",
         backend: str = "auto",
         max_model_len: int | None = None,
         kv_cache_bytes: int | None = None,
         num_image_slots: int | None = None,
         max_branches: int = 64,
+        num_threads: int | None = None,
         poll_steps: int | None = None,
         tensor_parallel: bool = False,
         seed: int = 0,
         add_bos: bool | str = "auto",
         plan: StagePlan | None = None,
     ) -> None:
-        folder = find_checkpoint(path)
-        check_positive("max_branches", max_branches)
-        if poll_steps is not None:
-            check_positive("poll_steps", poll_steps)
-        if kv_cache_bytes is not None:
-            check_positive("kv_cache_bytes", kv_cache_bytes)
-        if num_image_slots is not None:
-            check_positive("num_image_slots", num_image_slots)
-        if max_model_len is not None:
-            check_positive("max_model_len", max_model_len)
         check_type("plan", plan, StagePlan)
         if not (isinstance(seed, int) and 0 <= seed <= MAX_SEED):
             raise InvalidInputError(f"seed must be an int in 0 .. 2**64 - 1, got {seed!r}")
-        self.path = folder
-        self.device = pick_device(device)
-        self.dtype = pick_dtype(dtype, self.device)
-        self.backend = backend
-        self.max_branches = max_branches
-        ops = resolve(backend, self.device.type)
-        spec = read_spec(folder)
-        self.processor = load_processor(folder, spec)
-        mesh = open_mesh(self.device) if tensor_parallel else None
-        self._has_followers = mesh is not None and mesh.get_rank() == lead.FIRST
-        self._follow: Callable[[], None] | None = None
-        model = load_model(folder, device=self.device, dtype=self.dtype, backend_ops=ops, mesh=mesh)
-        self.spec = model.spec
-        memory = plan_memory(
-            self.spec,
-            device=self.device,
-            dtype=self.dtype,
-            kv_cache_bytes=kv_cache_bytes,
-            num_image_slots=num_image_slots,
-            max_model_len=max_model_len,
-            max_branches=max_branches,
-            block_size=BLOCK_SIZE,
-        )
-        self.memory = lead.share(memory) if mesh else memory  # ranks may have other free memory
-        self.max_model_len = self.memory.max_model_len
-        self.kv_cache = KVCache(
-            num_layers=self.spec.num_layers,
-            num_blocks=self.memory.num_blocks,
-            block_size=BLOCK_SIZE,
-            num_kv_heads=self.spec.num_kv_heads,
-            head_dim=self.spec.head_dim,
-            dtype=self.dtype,
-            device=self.device,
-            ops=lead.leading_ops(ops) if mesh else ops,
-        )
-        self.image_slots = (lead.LeadImageSlots if mesh else ImageSlots)(
-            num_slots=self.memory.num_image_slots,
-            num_cross_layers=self.spec.num_cross_layers,
-            vision_tokens=self.spec.vision_tokens,
-            num_kv_heads=self.spec.num_kv_heads,
-            head_dim=self.spec.head_dim,
-            dtype=self.dtype,
-            device=self.device,
-        )
-        self.plan = plan or self._checkpoint_plan()
         if add_bos not in (True, False, "auto"):
             raise InvalidInputError(f"add_bos must be True, False or 'auto', got {add_bos!r}")
+        parts = load_parts(
+            path,
+            device=device,
+            dtype=dtype,
+            kv_cache_dtype=kv_cache_dtype,
+            backend=backend,
+            max_model_len=max_model_len,
+            kv_cache_bytes=kv_cache_bytes,
+            num_image_slots=num_image_slots,
+            max_branches=max_branches,
+            num_threads=num_threads,
+            poll_steps=poll_steps,
+            tensor_parallel=tensor_parallel,
+        )
+        self.path = parts.folder
+        self.device = parts.device
+        self.dtype = parts.precision.weights
+        self.kv_cache_dtype = parts.precision.kv_cache
+        self.backend = backend
+        self.max_branches = max_branches
+        self.processor = parts.processor
+        self.spec = parts.spec
+        self.memory = parts.memory
+        self.max_model_len = self.memory.max_model_len
+        self.kv_cache, self.image_slots = parts.kv_cache, parts.image_slots
+        self.token_bytes = parts.token_bytes
+        self.native_model = parts.native_model
+        self._has_followers, self._follow = parts.has_followers, parts.follow
+        self.plan = plan or self._checkpoint_plan()
         self.add_bos = self.processor.default_add_bos if add_bos == "auto" else bool(add_bos)
-        pieces = token_bytes(self.processor.tokenizer)
-        pieces = [*pieces[: self.spec.vocab_size], *[None] * (self.spec.vocab_size - len(pieces))]
-        self.token_bytes = tuple(pieces)
-        bank = TagBank(pieces, self.device)
-        self._plan_tags = bank.register(sorted(self.plan.close_tags))  # held: it stays
-        if poll_steps is None and self.device.type == "cuda":
-            poll_steps = POLL_STEPS
-        runner: ModelRunner
-        if mesh:
-            self._follow = partial(lead.follow, model, self.kv_cache, self.image_slots, ops)
-            leader = lead.LeadModel(model)
-            runner = lead.LeadRunner(leader, self.kv_cache, self.image_slots, bank, ops)
-        elif poll_steps:
-            runner = GraphRunner(model, self.kv_cache, self.image_slots, bank, ops, poll_steps)
-        else:
-            runner = ModelRunner(model, self.kv_cache, self.image_slots, bank, ops)
+        runner = parts.runner
+        self._plan_tags = runner.bank.register(sorted(self.plan.close_tags))  # held: it stays
         self._loop = EngineLoop(
             runner,
-            Decoder(runner, pieces, max_branches, self.device),
+            Decoder(runner, self.token_bytes, max_branches, self.device),
             max_model_len=self.max_model_len,
             prefill_chunk_size=PREFILL_CHUNK_SIZE,
             max_prefill_tokens=MAX_PREFILL_TOKENS,

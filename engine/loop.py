@@ -185,10 +185,11 @@ class EngineLoop:
     def _decode_step(self) -> None:
         live = self._decoder.questions()
         began = time.perf_counter()
-        finished = self._decoder.step()
+        # Prompts in the queue want to join soon: then one step at a time.
+        num_steps, finished = self._decoder.step(may_run_ahead=not self._prefills)
         now = time.perf_counter()
         for question, is_judging in live:
-            question.usage.decode_steps += not is_judging
+            question.usage.decode_steps += 0 if is_judging else num_steps
             self._charge(question, "judge" if is_judging else "decode", (now - began) / len(live))
             if question.timings.time_to_first_token is None:
                 question.timings.time_to_first_token = now - question.submitted_at

@@ -184,11 +184,10 @@ def _draw_curves(args: argparse.Namespace) -> int:
 
 
 def _train_shapes(args: argparse.Namespace) -> tuple[Progress, Path]:
-    if args.model is not None:
-        raise InvalidInputError(f"`train {SHAPES}` starts from nothing: leave out --model")
-    _refuse_others(args, ("output", "threads"))
+    _refuse_others(args, ("output", "threads", "model"))
     output = Path(args.output or Path("runs") / SHAPES)
-    return train_shapes(output), output / "final"
+    model = find_checkpoint(args.model) if args.model is not None else None
+    return train_shapes(output, model=model), output / "final"
 
 
 def _train(args: argparse.Namespace) -> tuple[Progress, Path]:

@@ -14,7 +14,7 @@ from stagebeam.engine.errors import InvalidInputError
 from stagebeam.training.examples import ExampleDataset
 
 ScheduleKind = Literal["constant", "cosine", "step"]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16", "autocast"]
 
 
 def _require(ok: bool, name: str, expected: str, got: object) -> None:
@@ -128,7 +128,8 @@ class TrainConfig:
     betas, eps, weight_decay: AdamW's; decay is for matrices only
     max_grad_norm:   None does not clip
     precision:       auto is bfloat16 mixed precision on CUDA and float32 elsewhere; the parameters
-                     and the optimiser are float32 either way
+                     and the optimiser are float32 either way. autocast: one CPU process whose
+                     products are bfloat16 (for processors that have such instructions)
     save_interval:   steps between checkpoints (0: only at the end); keep_last: checkpoints kept
     eval_interval:   steps between evaluations (0: never)
     log_interval:    steps between lines of metrics

@@ -16,6 +16,12 @@ from stagebeam.training.shapes.annotate import StagedAnswer
 
 COLORS = ("red", "green", "blue", "black", "gray", "teal", "brown", "yellow")
 SHAPES = ("circle", "triangle", "rectangle")
+HELD_OUT_EVERY = 10  # one training image in so many is kept for checking and never trained on
+
+
+def is_held_out(image: int) -> bool:
+    """Whether a training image is kept for checking while a model trains."""
+    return image % HELD_OUT_EVERY == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,20 +36,28 @@ class Example:
     prediction from the token before counts); image: None for a text-only row
     targets: [n] int64, what a labelled position is predicted as where that is not its own token
     (a judge example marks the wrong words of a candidate that way); None: the tokens themselves
+    weights: [n] float32, each label's weight in the loss; None: 1 each
+    is_early: [n] bool, labels that are predicted from the state before the last layer, so that the
+    last layer can read them (marks); None: none is
     """
 
     input_ids: Tensor
     labelled: Tensor
     image: ImageInputs | None = None
     targets: Tensor | None = None
+    weights: Tensor | None = None
+    is_early: Tensor | None = None
 
 
 class ExampleDataset(Protocol):
-    """A sized set of examples; `length` may be an estimate and must be cheap (length bucketing)."""
+    """A sized set of examples; `length` may be an estimate and must be cheap (length bucketing).
+
+    An item may be several examples that stay in one batch (a judge's pair in both orders).
+    """
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> Example | tuple[Example, ...]: ...
 
     def length(self, index: int) -> int: ...
 

@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from stagebeam.engine.errors import CheckpointError
+from stagebeam.engine.errors import CheckpointError, InvalidInputError
+from stagebeam.training.attention import SHORT_ROWS
 from stagebeam.training.config import TrainConfig
 from stagebeam.training.objective import SFTObjective
 from stagebeam.training.world import World
@@ -55,7 +56,13 @@ def build_objective(
     # Tied weights would come untied when a model is built on the meta device.
     is_tied = hf_config.get_text_config().tie_word_embeddings
     loads_here = not world.is_sharded or world.is_first or is_tied
-    source = _load(auto, model_dir) if loads_here else None
+    is_autocast = config.precision == "autocast"
+    if is_autocast and world.is_sharded:
+        raise InvalidInputError(
+            'precision "autocast" is for one CPU process; ranks take "bfloat16"'
+        )
+    attention = SHORT_ROWS if is_autocast else "sdpa"
+    source = _load(auto, model_dir, attention) if loads_here else None
     if not world.is_sharded or is_tied:
         assert source is not None
         model = source.to(world.device)
@@ -63,7 +70,7 @@ def build_objective(
         with torch.device("meta"):
             model = auto.from_config(hf_config, dtype=torch.float32)
     model.train()
-    objective = SFTObjective(model)
+    objective = SFTObjective(model, autocast=is_autocast)
     if config.activation_checkpointing:
         for layer in units(objective):
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
@@ -79,10 +86,10 @@ def units(objective: SFTObjective) -> list[nn.Module]:
     return [*objective.vision_layers(), *objective.text_layers()]
 
 
-def _load(auto: Any, model_dir: str | os.PathLike[str]) -> Any:
+def _load(auto: Any, model_dir: str | os.PathLike[str], attention: str) -> Any:
     try:
         model, info = auto.from_pretrained(
-            model_dir, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
+            model_dir, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
         )
     except OSError as error:
         raise CheckpointError(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from stagebeam.training.collate import Batch, ModelShape, collate
 from stagebeam.training.config import Phase
+from stagebeam.training.examples import Example
 from stagebeam.training.sampler import MicroBatch, MixtureSampler
 
 _STEPS_AHEAD = 4
@@ -43,7 +44,9 @@ def iterate_steps(
     def prepare(micro_batch: MicroBatch) -> Batch:
         dataset = phase.sources[micro_batch.source].dataset
         indices = micro_batch.for_rank(rank, num_ranks)
-        return collate([dataset[int(index)] for index in indices], shape)
+        items = [dataset[int(index)] for index in indices]
+        groups = [(item,) if isinstance(item, Example) else item for item in items]
+        return collate([example for group in groups for example in group], shape)
 
     if num_workers == 0:
         for _ in range(num_steps):

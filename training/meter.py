@@ -23,10 +23,10 @@ class Meter:
         self.grad_norm: Tensor | None = None
         self._reset()
 
-    def add_loss(self, source: int, loss: Tensor, num_labels: int) -> None:
-        """This rank's summed loss of one micro-batch of `source`."""
+    def add_loss(self, source: int, loss: Tensor, weight: float) -> None:
+        """This rank's summed loss of one micro-batch of `source`, and its labels' weight."""
         self._sums[source, 0] += loss
-        self._sums[source, 1] += num_labels
+        self._sums[source, 1] += weight
 
     def add_tokens(self, num_tokens: int) -> None:
         """Tokens of all ranks, padding excluded."""
@@ -40,12 +40,12 @@ class Meter:
         """The numbers over all ranks, then start afresh; every rank must call it."""
         sums = self._world.sum(self._sums).tolist()
         seconds = max(time.perf_counter() - self._start, 1e-9)
-        total, num_labels = (sum(column) for column in zip(*sums))
-        values: dict[str, Any] = {"loss": total / max(num_labels, 1)}
+        total, weight = (sum(column) for column in zip(*sums))
+        values: dict[str, Any] = {"loss": total / (weight or 1.0)}
         if len(self._names) > 1:
-            for name, (loss, labels) in zip(self._names, sums):
-                if labels:
-                    values[f"loss_{name}"] = loss / labels
+            for name, (loss, part) in zip(self._names, sums):
+                if part:
+                    values[f"loss_{name}"] = loss / part
         if self.grad_norm is not None:
             values["grad_norm"] = self.grad_norm.item()
             self.grad_norm = None
@@ -54,7 +54,7 @@ class Meter:
         return values
 
     def _reset(self) -> None:
-        # [num_sources, 2]: summed loss, labelled tokens
+        # [num_sources, 2]: summed loss, the labels' weight
         shape = (len(self._names), 2)
         self._sums = torch.zeros(shape, dtype=torch.float64, device=self._world.device)
         self._num_tokens = 0

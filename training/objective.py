@@ -1,4 +1,4 @@
-"""The training objective: an HF model's summed cross entropy over the labelled tokens of a batch.
+"""The training objective: an HF model's summed, weighted cross entropy over a batch's labels.
 
 HF's own modules do the work; this module decides what they are fed. The vision tower runs once per
 image, the LM head only where a label is predicted, and rows without an image pass the
@@ -23,8 +23,10 @@ LOGITS_CHUNK = 4096  # labelled tokens whose logits exist at once
 class SFTObjective(nn.Module):
     """Wraps an HF Mllama or Llama model; forward gives the summed loss of one micro-batch."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, autocast: bool = False) -> None:
         super().__init__()
+        self._autocast = autocast
+        self._before_last: Tensor | None = None  # what entered the last layer
         config: Any = model.config
         self.model: Any = model
         self.shape = ModelShape.from_config(config)
@@ -39,6 +41,7 @@ class SFTObjective(nn.Module):
             # SDPA takes "no mask" as causal unless the module says otherwise.
             layer.cross_attn.is_causal = False
             layer.register_forward_hook(_keep_textual_rows, with_kwargs=True)
+        self.text_layers()[-1].register_forward_pre_hook(self._keep_input)
 
     def cross_layers(self) -> list[Any]:
         """The text model's cross-attention layers, in order."""
@@ -62,6 +65,11 @@ class SFTObjective(nn.Module):
         with_images: whether the vision tower and the cross-attention layers run; all ranks must
         agree, so a rank without images runs them on a black image that changes nothing
         """
+        device = batch.input_ids.device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self._autocast):
+            return self._summed_loss(batch, with_images)
+
+    def _summed_loss(self, batch: Batch, with_images: bool) -> Tensor:
         if self.has_vision:
             images = batch.images
             if with_images and images is None:
@@ -72,7 +80,19 @@ class SFTObjective(nn.Module):
             backbone = self.model.model
             hidden = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         hidden = hidden.flatten(0, 1).index_select(0, batch.label_rows)
-        return self._loss(hidden, batch.label_targets)
+        before, self._before_last = self._before_last, None
+        if batch.label_is_early is not None:
+            assert before is not None, "the last layer has run"
+            early = before.flatten(0, 1).index_select(0, batch.label_rows)
+            hidden = torch.where(batch.label_is_early[:, None], self._final_norm()(early), hidden)
+        return self._loss(hidden, batch.label_targets, batch.label_weights)
+
+    def _keep_input(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._before_last = args[0]
+
+    def _final_norm(self) -> Any:
+        backbone = self.model.model
+        return (backbone.language_model if self.has_vision else backbone).norm
 
     def _mllama_hidden(self, input_ids: Tensor, images: ImageBatch | None) -> Tensor:
         backbone = self.model.model
@@ -109,16 +129,23 @@ class SFTObjective(nn.Module):
             **extra,
         ).last_hidden_state
 
-    def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         if len(targets) <= LOGITS_CHUNK:
-            return self._chunk_loss(hidden, targets)
-        chunks = zip(hidden.split(LOGITS_CHUNK), targets.split(LOGITS_CHUNK))
-        losses = [checkpoint(self._chunk_loss, h, t, use_reentrant=False) for h, t in chunks]
+            return self._chunk_loss(hidden, targets, weights)
+        pieces = [part.split(LOGITS_CHUNK) for part in (hidden, targets)]
+        num_chunks = len(pieces[0])
+        parts = weights.split(LOGITS_CHUNK) if weights is not None else [None] * num_chunks
+        losses = [
+            checkpoint(self._chunk_loss, h, t, w, use_reentrant=False)
+            for h, t, w in zip(*pieces, parts, strict=True)
+        ]
         return torch.stack(losses).sum()
 
-    def _chunk_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _chunk_loss(self, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         logits = self.model.lm_head(hidden).float()
-        return functional.cross_entropy(logits, targets, reduction="sum")
+        if weights is None:
+            return functional.cross_entropy(logits, targets, reduction="sum")
+        return (functional.cross_entropy(logits, targets, reduction="none") * weights).sum()
 
 
 def _keep_textual_rows(

@@ -1,6 +1,6 @@
 """The training loop: phases of steps over a mixture, with checkpoints, exports and metrics.
 
-A step's loss is the sum over every rank and micro-batch divided by all their labelled tokens, so
+A step's loss is the sum over every rank and micro-batch divided by all their labels' weight, so
 it does not depend on how the rows are dealt out. All ranks run the same layers in each micro-batch.
 """
 
@@ -172,21 +172,21 @@ class _Run:
         """One optimiser step; True if any rank wants to stop."""
         world = self.world
         counts = [
-            sum(len(batch.label_targets) for batch in loaded.batches),
+            sum(batch.total_weight for batch in loaded.batches),
             sum(batch.num_tokens for batch in loaded.batches),
             int(self.stop.is_set),
             *(int(batch.images is not None) for batch in loaded.batches),
         ]
-        totals = world.sum(torch.tensor(counts, device=world.device)).tolist()
-        num_labels, num_tokens, wants_stop, *with_images = totals
+        sums = torch.tensor(counts, dtype=torch.float64, device=world.device)
+        total_weight, num_tokens, wants_stop, *with_images = world.sum(sums).tolist()
         # FSDP averages gradients over ranks; the objective is a sum over them.
-        scale = world.size / max(num_labels, 1)
+        scale = world.size / (total_weight or 1.0)
         for batch, source, has_images in zip(loaded.batches, loaded.sources, with_images):
             loss = self.objective(batch.to(world.device), bool(has_images))
             (loss * scale).backward()
-            meter.add_loss(source, loss.detach(), len(batch.label_targets))
-        self.progress.num_tokens += num_tokens
-        meter.add_tokens(num_tokens)
+            meter.add_loss(source, loss.detach(), batch.total_weight)
+        self.progress.num_tokens += int(num_tokens)
+        meter.add_tokens(int(num_tokens))
         max_norm = self.config.max_grad_norm
         wants_norm = (self.progress.step + 1) % self.config.log_interval == 0
         if max_norm is not None or wants_norm:

@@ -11,8 +11,10 @@ from stagebeam.engine.outputs import SearchResult, Timings, Usage
 class Outcome:
     """One answered task.
 
-    step_seconds:  between one token and the next of the branches that decode side by side
-    peak_kv_bytes: self- and cross-attention keys and values held at once, at the most
+    step_seconds:     between one token and the next of the branches that decode side by side
+    peak_kv_bytes:    self- and cross-attention keys and values held at once, at the most
+    decode_kv_bytes:  the same while candidates are decoded; 0 where it is not known
+    repeated_seconds: counted but not spent: calls like one that was timed (see `PublishedHF`)
     """
 
     result: SearchResult
@@ -20,6 +22,8 @@ class Outcome:
     timings: Timings
     step_seconds: list[float] = field(default_factory=list)
     peak_kv_bytes: int = 0
+    decode_kv_bytes: int = 0
+    repeated_seconds: float = 0.0
 
     @property
     def is_well_formed(self) -> bool:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -36,24 +37,32 @@ PUBLISHED_JUDGE = JudgeParams(mode="generate", both_orders=False, gate=True)
 
 
 class PublishedHF:
-    """Answers tasks one after another; `task.judge` must be a generating one."""
+    """Answers tasks one after another; `task.judge` must be a generating one.
 
-    def __init__(self, model: HFModel) -> None:
+    is_sampled: of calls alike (a stage's candidates, its matches) make and time only the first, and
+                count it as often as it is made; for forced lengths, which make them alike
+    """
+
+    def __init__(self, model: HFModel, is_sampled: bool = False) -> None:
         self._model = model
+        self._is_sampled = is_sampled
 
     @torch.inference_mode()
     def answer(self, task: Task) -> Outcome:
         """Search as published; `task.search` says which search and how wide."""
+        assert task.lengths is not None or not self._is_sampled, "free candidates are not alike"
         torch.manual_seed(task.seed)
-        return _Search(self._model, task).run()
+        return _Search(self._model, task, self._is_sampled).run()
 
 
 class _Search:
     """One question's search: the text so far, and what it has cost."""
 
-    def __init__(self, model: HFModel, task: Task) -> None:
+    def __init__(self, model: HFModel, task: Task, is_sampled: bool) -> None:
         self._model = model
         self._task = task
+        self._is_sampled = is_sampled
+        self._repeated_seconds = 0.0
         self._rng = random.Random(task.seed)
         self._trunk: list[int] = []
         self._text = ""
@@ -75,7 +84,7 @@ class _Search:
             "greedy": self._best_of_n,
         }[self._task.search.strategy]
         finish = search()
-        self._timings.total = time.perf_counter() - self._began
+        self._timings.total = time.perf_counter() - self._began + self._repeated_seconds
         return Outcome(
             result=SearchResult(
                 stages=tuple(self._stages),
@@ -87,7 +96,35 @@ class _Search:
             timings=self._timings,
             step_seconds=self._steps,
             peak_kv_bytes=self._peak_kv_bytes,
+            repeated_seconds=self._repeated_seconds,
         )
+
+    @contextmanager
+    def _counted(self, times: int) -> Iterator[None]:
+        """Book what the body takes as if it ran so often."""
+        books = (self._timings, self._usage)
+        before = [{f.name: getattr(book, f.name) for f in fields(book)} for book in books]
+        began, repeated = time.perf_counter(), self._repeated_seconds
+        num_steps = len(self._steps)
+        yield
+        self._steps += (times - 1) * self._steps[num_steps:]
+        for book, old in zip(books, before):
+            for name, value in old.items():
+                now = getattr(book, name)
+                if value is not None and now != value:
+                    setattr(book, name, now + (times - 1) * (now - value))
+        spent = time.perf_counter() - began + self._repeated_seconds - repeated
+        self._repeated_seconds += (times - 1) * spent
+
+    def _candidates(
+        self, count: int, sampling: SamplingParams, goals: Sequence[str], stage: Stage | None = None
+    ) -> list[Candidate]:
+        """`count` candidates after the trunk, each by a call of its own."""
+        if not self._is_sampled:
+            return [self._sample(sampling, goals, stage) for _ in range(count)]
+        with self._counted(count):
+            first = self._sample(sampling, goals, stage)
+        return [first] * count
 
     def _stage_search(self) -> FinishReason:
         finish: FinishReason = "tag"
@@ -96,7 +133,7 @@ class _Search:
             if stage.max_tokens is not None:
                 sampling = replace(sampling, max_tokens=stage.max_tokens)
             width = stage.beam_size or self._task.search.beam_size
-            candidates = [self._sample(sampling, (stage.close_tag,), stage) for _ in range(width)]
+            candidates = self._candidates(width, sampling, (stage.close_tag,), stage)
             texts = {result.name: result.text for result in self._stages}
             finish = self._settle(
                 stage.name,
@@ -116,17 +153,16 @@ class _Search:
             sampling = replace(sampling, temperature=0.0)
         goals = (task.plan.close_tags[-1],)
         count = 1 if is_one else task.search.beam_size
-        answers = [self._sample(sampling, goals) for _ in range(count)]
+        answers = self._candidates(count, sampling, goals)
         return self._settle("answer", answers, task.plan.prompts.answer_criterion)
 
     def _sentence_search(self) -> FinishReason:
         task = self._task
         close_tag = task.plan.close_tags[-1]
         for number in range(1, task.search.max_rounds + 1):
-            sentences = [
-                self._sample(task.sampling, (SENTENCE_END, close_tag))
-                for _ in range(task.search.beam_size)
-            ]
+            sentences = self._candidates(
+                task.search.beam_size, task.sampling, (SENTENCE_END, close_tag)
+            )
             finish = self._settle(
                 f"sentence {number}",
                 sentences,
@@ -173,19 +209,21 @@ class _Search:
         has_gate: bool = False,
     ) -> FinishReason:
         """Play the tournament and append the survivor to the trunk; how the survivor ended."""
-        began = time.perf_counter()
+        began, repeated = time.perf_counter(), self._repeated_seconds
         encoded = self._timings.image_encode
         entries = list(range(len(candidates)))
         matches: list[Match] = []
         while len(entries) > 1:
+            num_left = len(entries) - 1
             a = entries.pop(self._rng.randrange(len(entries)))
             b = entries.pop(self._rng.randrange(len(entries)))
-            match = self._match(a, b, candidates, criterion, hints, has_gate)
+            with self._counted(num_left if self._is_sampled else 1):
+                match = self._match(a, b, candidates, criterion, hints, has_gate)
             matches.append(match)
-            entries.append(match.winner)
+            entries = [match.winner] if self._is_sampled else [*entries, match.winner]
+        judging = time.perf_counter() - began + self._repeated_seconds - repeated
         # Encoding the judge's image is counted as encoding.
-        judging = time.perf_counter() - began - (self._timings.image_encode - encoded)
-        self._timings.judge += judging
+        self._timings.judge += judging - (self._timings.image_encode - encoded)
         winner = candidates[entries[0]]
         self._trunk += winner.token_ids
         self._text += winner.text

@@ -66,6 +66,7 @@ class _Search:
         self._timings = Timings()
         self._steps: list[float] = []
         self._peak_kv_bytes = 0
+        self._decode_kv_bytes = 0
         self._began = time.perf_counter()
 
     def run(self, policy: Any) -> Outcome:
@@ -92,6 +93,7 @@ class _Search:
             timings=self._timings,
             step_seconds=self._steps,
             peak_kv_bytes=self._peak_kv_bytes,
+            decode_kv_bytes=self._decode_kv_bytes,
         )
 
     def _prefill(self) -> None:
@@ -139,9 +141,9 @@ class _Search:
             stopping_criteria=[stamps, stop],
         )
         self._rows = out.past_key_values
-        self._peak_kv_bytes = max(
-            self._peak_kv_bytes, cache_bytes([self._cache, out.past_key_values])
-        )
+        held = cache_bytes([self._cache, out.past_key_values])
+        self._decode_kv_bytes = max(self._decode_kv_bytes, held)
+        self._peak_kv_bytes = max(self._peak_kv_bytes, held)
         branches = self._branches(request, out.sequences[:, len(self._trunk) :].tolist(), stop)
         if self._timings.time_to_first_token is None:
             self._timings.time_to_first_token = stamps.times[0] - self._began

@@ -23,6 +23,7 @@ from stagebeam.benchmarks.speed.contenders import (
 )
 from stagebeam.benchmarks.speed.machine_speed import MachineSpeed, measure_machine
 from stagebeam.benchmarks.speed.measure import Rounds, measure, ratios, summarize
+from stagebeam.benchmarks.speed.resume import Resumed
 from stagebeam.engine.checkpoints import BUNDLED_CHECKPOINT, find_checkpoint
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.models.loader import read_spec
@@ -33,6 +34,7 @@ from stagebeam.engine.stages import LLAVA_COT_PLAN, StagePlan
 SCHEMA_VERSION = 1
 BUNDLED, MIDSIZE = "bundled", "midsize"
 EXAMPLES = BUNDLED_CHECKPOINT.parent / "examples"
+INCOMPLETE = 3  # exit code of a measurement whose time ended before its rounds
 _MIB = 1 << 20
 
 logger = logging.getLogger(__name__)
@@ -55,13 +57,7 @@ def add_bench_parser(commands: Any) -> None:
     )
     parser.add_argument("--beam-size", type=int, default=4)
     parser.add_argument("--questions", type=int, default=1, help="answered together in a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=60.0,
-        help="a contender that has run this long sits the later rounds out",
-    )
+    add_round_options(parser, rounds=5)
     parser.add_argument(
         "--free",
         action="store_true",
@@ -90,57 +86,78 @@ def add_workload_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the document, not the table")
 
 
+def add_round_options(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """How long a measurement in rounds goes on."""
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="a contender that has run this long sits the later rounds out",
+    )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help=f"end by then with exit code {INCOMPLETE}; the same command with the same --output goes on",
+    )
+
+
 def run_bench(options: argparse.Namespace) -> int:
     """Measure, print, and write where asked."""
     workload = Workload(options)
-    names = [name.strip() for name in options.contenders.split(",")]
+    title = f"{options.model}, {options.strategy} N={options.beam_size}"
+    setting = {
+        "contenders": [name.strip() for name in options.contenders.split(",")],
+        "strategy": options.strategy,
+        "beam_size": options.beam_size,
+        "questions": options.questions,
+        "temperature": options.temperature,
+        "seed": options.seed,
+        "lengths": None if options.free else asdict(workload.lengths),
+    }
     speed = measure_machine()
+    new = head("bench", f"{title}, {options.questions} question(s)", workload, speed)
+    run = Resumed({**new, "setting": setting}, options, "bench")
     skipped: dict[str, str] = {}
+    search = SearchParams(strategy=options.strategy, beam_size=options.beam_size)
+
+    def tasks(contender: Contender, seed: int, lengths: Lengths | None) -> list[Task]:
+        return [
+            workload.task(contender, search, options.seed + 1000 * seed + i, lengths, options.free)
+            for i in range(options.questions)
+        ]
+
     with Contenders(workload.folder, options.kv_cache_bytes, options.backend) as makers:
-        contenders: list[Contender] = []
-        for name in names:
+        names = []
+        for name in setting["contenders"]:
             try:
-                contenders.append(makers.make(name))
+                makers.check(name)
+                names.append(name)
             except ValueError as error:
                 if name not in DEFAULT_CONTENDERS:
                     raise
                 skipped[name] = str(error)
-        search = SearchParams(strategy=options.strategy, beam_size=options.beam_size)
-
-        def tasks(contender: Contender, seed: int, lengths: Lengths | None) -> list[Task]:
-            return [
-                workload.task(
-                    contender, search, options.seed + 1000 * seed + i, lengths, options.free
-                )
-                for i in range(options.questions)
-            ]
-
-        records = measure(
-            contenders,
+        records = run.records(names)
+        is_complete = measure(
+            names,
+            makers.make,
             tasks,
-            Rounds(rounds=options.rounds, seconds=options.seconds),
+            Rounds(rounds=options.rounds, seconds=options.seconds, budget=options.budget),
             workload.spec,
             speed,
-            lambda line: print(line, file=sys.stderr),
+            records,
+            run.save,
         )
-    title = f"{options.model}, {options.strategy} N={options.beam_size}"
     document = {
-        **head("bench", f"{title}, {options.questions} question(s)", workload, speed),
-        "setting": {
-            "strategy": options.strategy,
-            "beam_size": options.beam_size,
-            "questions": options.questions,
-            "temperature": options.temperature,
-            "seed": options.seed,
-            "lengths": None if options.free else asdict(workload.lengths),
-        },
+        **run.document,
         "skipped": skipped,
         "summary": summarize(records),
         "ratios": ratios(records),
-        "records": records,
     }
-    finish(document, to_markdown(document), options, "bench")
-    return 0
+    if is_complete:
+        finish(document, to_markdown(document), options, "bench")
+    return 0 if is_complete else INCOMPLETE
 
 
 class Workload:

@@ -1,16 +1,18 @@
 """Who competes in a benchmark: names to objects that answer tasks, or the reason why one cannot.
 
-Names: `hf-published`, `hf-strong`, and `ours-DTYPE` with any of `-generate` (published judging,
-batched), `-one-order` (each match judged in one order) and `-serial` (questions one after another).
+Names: `hf-published`, `hf-strong`, and `ours-DTYPE` with any of `-generate` (verdicts generated, all of
+a round side by side), `-gate`, `-one-order` (each match judged in one order), `-played` (only matches
+played are judged) and `-serial` (questions one after another). `-sampled` behind `hf-published` or a
+serial one times a part and counts it as often as it occurs: one call of each kind, or every fourth
+question.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from stagebeam.benchmarks.baselines.hf_model import HFModel
 from stagebeam.benchmarks.baselines.published import PUBLISHED_JUDGE, PublishedHF
@@ -18,14 +20,16 @@ from stagebeam.benchmarks.baselines.strong import StrongHF
 from stagebeam.benchmarks.baselines.task import Task
 from stagebeam.benchmarks.speed.floor import WEIGHT_BYTES
 from stagebeam.benchmarks.speed.ours import Ours, Recorded
-from stagebeam.engine.device import pick_dtype
+from stagebeam.engine.device import pick_device, pick_precision
 from stagebeam.engine.engine import Engine
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.params import JudgeParams
 
 PUBLISHED, STRONG, OURS = "hf-published", "hf-strong", "ours"
-SUFFIXES = ("generate", "one-order", "serial")
-DEFAULT_CONTENDERS = (PUBLISHED, STRONG, "ours-float32", "ours-bfloat16", "ours-int8")
+SAMPLED = "-sampled"
+SUFFIXES = ("generate", "gate", "one-order", "played", "serial", "sampled")
+SERIAL_SHARE = 4  # of the questions, one of so many is timed in a `-serial-sampled` run
+DEFAULT_CONTENDERS = (PUBLISHED, STRONG, "ours-float32", "ours-bfloat16", "ours-int8", "ours-int4")
 BY_LOGITS = JudgeParams()
 NUM_IMAGE_SLOTS = 32  # the most questions in flight, each about an image of its own
 
@@ -89,10 +93,17 @@ class Contenders:
             )
         return self._engines[dtype]
 
+    def check(self, name: str) -> None:
+        """ValueError with the reason where `make` would raise one; loads nothing."""
+        if name not in (PUBLISHED, PUBLISHED + SAMPLED, STRONG):
+            reason = why_not(_parse_ours(name)[0])
+            if reason is not None:
+                raise InvalidInputError(reason)
+
     def make(self, name: str) -> Contender:
         """The contender of that name; ValueError with the reason where it cannot run here."""
-        if name == PUBLISHED:
-            published = PublishedHF(self.hf)
+        if name in (PUBLISHED, PUBLISHED + SAMPLED):
+            published = PublishedHF(self.hf, is_sampled=name.endswith(SAMPLED))
             return Contender(
                 name=name,
                 judge=PUBLISHED_JUDGE,
@@ -111,36 +122,43 @@ class Contenders:
         engine = self.engine(dtype)
         ours = Ours(engine)
 
-        def serial(tasks: Sequence[Task]) -> Recorded:
-            runs = [ours.answer_together([task]) for task in tasks]
-            return Recorded(
-                outcomes=[outcome for run in runs for outcome in run.outcomes],
-                spans=[span for run in runs for span in run.spans],
-            )
-
-        judge = PUBLISHED_JUDGE if "generate" in suffixes else BY_LOGITS
-        if "one-order" in suffixes:
-            judge = replace(judge, both_orders=False)
+        judge = JudgeParams(
+            mode="generate" if "generate" in suffixes else "logits",
+            schedule="played" if "played" in suffixes else "auto",
+            both_orders="one-order" not in suffixes,
+            gate="gate" in suffixes,
+        )
+        if "serial" in suffixes:
+            answer = partial(_one_after_another, ours, SERIAL_SHARE if "sampled" in suffixes else 1)
+        else:
+            answer = ours.answer_together
         return Contender(
             name=name,
             judge=judge,
             dtype=dtype,
-            answer=serial if "serial" in suffixes else ours.answer_together,
+            answer=answer,
             ours=ours,
         )
 
 
+def _one_after_another(ours: Ours, share: int, tasks: Sequence[Task]) -> Recorded:
+    """Every `share`-th task on its own; those left out count as the one before them."""
+    outcomes, spans = [], []
+    for task in tasks[::share]:
+        run = ours.answer_together([task])
+        times = min(share, len(tasks) - len(outcomes))
+        again = replace(run.outcomes[0], repeated_seconds=run.outcomes[0].timings.total)
+        outcomes += [*run.outcomes, *[again] * (times - 1)]
+        spans += run.spans * times
+    return Recorded(outcomes=outcomes, spans=spans)
+
+
 def why_not(dtype: str) -> str | None:
     """Why this format is left out here; None where it runs."""
-    if dtype == "float32" or torch.cuda.is_available():
-        return None
     try:
-        pick_dtype("int8", torch.device("cpu"))  # it came with the native products
-    except InvalidInputError:
-        return (
-            f"{dtype} needs native products in the engine, which are not there yet (PyTorch's own "
-            "bfloat16 products are hundreds of times slower than its float32 ones on this CPU)"
-        )
+        pick_precision(dtype, "auto", pick_device("auto"), "auto")
+    except InvalidInputError as error:
+        return str(error)
     return None
 
 

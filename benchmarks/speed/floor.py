@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from stagebeam.engine.models.spec import ModelSpec
 from stagebeam.engine.outputs import StageResult
 
-WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int4": 0.5}
 
 
 def step_bytes(

@@ -1,14 +1,16 @@
 """The measurement itself: contenders take turns in one process, round after round, on the same tasks.
 
 Alternating makes interference fall on all alike, and every ratio is taken within a round. The order
-turns by one each round. A contender that has used up its time sits the later rounds out.
+turns by one each round. A contender that has used up its time sits the later rounds out. Every run is
+saved as it ends, and what is recorded already is not run again: a measurement goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,36 +33,70 @@ WARM_UP = Lengths(prompt=20, stages=(4, 4, 4, 4), judge_head=20, judge_tail=8, v
 MakeTasks = Callable[[Contender, int, Lengths | None], list[Task]]
 
 
+# Records by contender, one a round it ran in.
+Records = dict[str, list[dict[str, Any]]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rounds:
-    """How often: at least one round each, then until `rounds` or a contender's `seconds` are up."""
+    """How often: at least one round each, then until `rounds` or a contender's `seconds` are up.
+
+    budget: seconds from the start after which no run begins that would not end by then, going by its
+            last; None runs to the end
+    """
 
     rounds: int = 5
     seconds: float = 60.0
+    budget: float | None = None
 
 
 def measure(
-    contenders: Sequence[Contender],
+    names: Sequence[str],
+    make: Callable[[str], Contender],
     make_tasks: MakeTasks,
     rounds: Rounds,
     spec: ModelSpec,
     speed: MachineSpeed,
-    say: Callable[[str], None],
-) -> dict[str, list[dict[str, Any]]]:
-    """Each contender's records, one a round it ran in."""
-    for contender in contenders:
-        contender.answer(make_tasks(contender, 0, WARM_UP)[:1])
-    records: dict[str, list[dict[str, Any]]] = {contender.name: [] for contender in contenders}
+    records: Records,
+    save: Callable[[], None],
+) -> bool:
+    """Run what `records` lacks, adding to it; False where the budget ended before the rounds.
+
+    make: called when a contender first runs, since loading takes a while
+    save: called after every run
+    """
+    began = time.perf_counter()
+    contenders: dict[str, Contender] = {}
+    for name, number in _runs(names, rounds, records):
+        last = records[name][-1]["seconds_spent"] if records[name] else 0.0
+        elapsed = time.perf_counter() - began
+        if rounds.budget is not None and elapsed + 1.1 * last > rounds.budget:
+            return False
+        if name not in contenders:
+            say(f"{name}: loading and warming up")
+            contenders[name] = make(name)
+            contenders[name].answer(make_tasks(contenders[name], 0, WARM_UP)[:1])
+        tasks = make_tasks(contenders[name], number + 1, None)
+        records[name].append({"round": number, **_one(contenders[name], tasks, spec, speed)})
+        save()
+        say(f"round {number + 1}: {name} {records[name][-1]['seconds']:.2f} s")
+    return True
+
+
+def _runs(names: Sequence[str], rounds: Rounds, records: Records) -> Iterator[tuple[str, int]]:
+    """The (contender, round) pairs that are still to run, in turns."""
     for number in range(rounds.rounds):
-        turn = number % max(len(contenders), 1)
-        for contender in [*contenders[turn:], *contenders[:turn]]:
-            spent = sum(record["seconds"] for record in records[contender.name])
-            if number and spent >= rounds.seconds:
-                continue
-            record = _one(contender, make_tasks(contender, number + 1, None), spec, speed)
-            records[contender.name].append({"round": number, **record})
-            say(f"round {number + 1}: {contender.name} {record['seconds']:.2f} s")
-    return records
+        turn = number % max(len(names), 1)
+        for name in [*names[turn:], *names[:turn]]:
+            is_done = any(record["round"] == number for record in records[name])
+            spent = sum(r["seconds_spent"] for r in records[name] if r["round"] < number)
+            if not is_done and not (number and spent >= rounds.seconds):
+                yield name, number
+
+
+def say(line: str) -> None:
+    """Progress, to stderr at once."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _one(
@@ -69,18 +105,21 @@ def _one(
     has_peak = reset_peak()
     began = time.perf_counter()
     recorded = contender.answer(tasks)
-    seconds = time.perf_counter() - began
+    spent = time.perf_counter() - began
     outcomes = recorded.outcomes
+    seconds = spent + sum(outcome.repeated_seconds for outcome in outcomes)
     phases = {
         name: sum(getattr(o.timings, name) for o in outcomes) for name in PHASES if name != "host"
     }
     phases["host"] = max(0.0, seconds - sum(phases.values()))
     if recorded.spans:  # questions in one batch share their steps
-        steps = [span.seconds for span in recorded.spans if span.kind == "decode"]
+        spans = [span for span in recorded.spans if span.kind == "decode"]
+        steps = [s.seconds / s.num_steps for s in spans for _ in range(s.num_steps)]
     else:
         steps = [step for outcome in outcomes for step in outcome.step_seconds]
     return {
         "seconds": seconds,
+        "seconds_spent": spent,
         "phases": phases,
         "host_in_passes": recorded.host_seconds if recorded.spans else None,
         **_rates(outcomes, phases["decode"], len(steps), seconds),
@@ -111,8 +150,13 @@ def _memory(
     contender: Contender, tasks: Sequence[Task], recorded: Recorded, spec: ModelSpec
 ) -> dict[str, Any]:
     """KV memory while decoding, and what one trunk, N tails and one image come to."""
-    if contender.ours is None or len(tasks) > 1:
+    if len(tasks) > 1:
         return {"decode_kv_bytes": None, "ideal_kv_bytes": None}
+    if contender.ours is None:
+        return {
+            "decode_kv_bytes": recorded.outcomes[0].decode_kv_bytes or None,
+            "ideal_kv_bytes": None,
+        }
     task, plan = tasks[0], contender.ours.engine.memory
     has_image = task.image is not None
     ideal = ideal_kv_bytes(
@@ -164,7 +208,7 @@ def _counts(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     }
 
 
-def summarize(records: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def summarize(records: Records) -> dict[str, Any]:
     """Per contender the spread of every number, and every pair's ratio over shared rounds."""
     summary = {}
     for name, rows in records.items():
@@ -184,7 +228,7 @@ def summarize(records: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return summary
 
 
-def ratios(records: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def ratios(records: Records) -> list[dict[str, Any]]:
     """How many times faster each contender is than each that stands before it."""
     names = [name for name, rows in records.items() if rows]
     found = []

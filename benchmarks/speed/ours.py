@@ -90,6 +90,6 @@ class Ours:
             ),
             usage=answer.usage,
             timings=answer.timings,
-            step_seconds=[span.seconds for span in steps],
+            step_seconds=[s.seconds / s.num_steps for s in steps for _ in range(s.num_steps)],
             peak_kv_bytes=answer.usage.peak_blocks * memory.block_bytes + image_bytes,
         )

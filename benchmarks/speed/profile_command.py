@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
-from dataclasses import asdict
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from stagebeam.benchmarks import provenance
 from stagebeam.benchmarks.speed.bench_command import (
+    INCOMPLETE,
+    SCHEMA_VERSION,
     Workload,
+    add_round_options,
     add_workload_options,
     finish,
     head,
@@ -19,13 +26,15 @@ from stagebeam.benchmarks.speed.calibration import calibrate
 from stagebeam.benchmarks.speed.contenders import BY_LOGITS, Contender, Contenders
 from stagebeam.benchmarks.speed.costs import GPUS, Costs
 from stagebeam.benchmarks.speed.machine_speed import MachineSpeed, measure_machine
-from stagebeam.benchmarks.speed.measure import MakeTasks, Rounds, measure, summarize
+from stagebeam.benchmarks.speed.measure import Records, Rounds, measure, summarize
 from stagebeam.benchmarks.speed.planner import predict
 from stagebeam.benchmarks.speed.profile_table import plan_to_markdown, to_markdown
+from stagebeam.benchmarks.speed.resume import Resumed
 from stagebeam.benchmarks.speed.statistics import paired_ratio
 from stagebeam.benchmarks.speed.trace import write_trace
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.models.loader import read_spec
+from stagebeam.engine.models.spec import ModelSpec
 from stagebeam.engine.params import SearchParams
 
 CPU = "cpu"
@@ -39,8 +48,7 @@ def add_profile_parser(commands: Any) -> None:
     add_workload_options(parser)
     parser.add_argument("--beam-sizes", default="1,2,4,8,16", metavar="LIST")
     parser.add_argument("--dtype", default="float32", help="number format of the engine")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=60.0, help="per beam size, at the most")
+    add_round_options(parser, rounds=3)
     parser.add_argument(
         "--no-prediction", action="store_true", help="leave the planner's calibration out"
     )
@@ -51,7 +59,10 @@ def add_profile_parser(commands: Any) -> None:
         "--plan", action="store_true", help="predict from sizes alone; nothing is loaded or run"
     )
     parser.add_argument(
-        "--gpu", default="h100", help=f"for --plan: {', '.join(GPUS)} or {CPU} (this machine)"
+        "--gpu",
+        default="h100",
+        metavar="LIST",
+        help=f"for --plan: of {', '.join(GPUS)} and {CPU} (this machine)",
     )
     parser.set_defaults(run=run_profile)
 
@@ -63,31 +74,28 @@ def run_profile(options: argparse.Namespace) -> int:
         return _plan(options, sizes)
     workload = Workload(options)
     speed = measure_machine()
-    with Contenders(workload.folder, options.kv_cache_bytes, options.backend) as makers:
-        ours = makers.make(f"ours-{options.dtype}")
-        per_size = {f"N={n}": (ours, n) for n in sizes}
-        records, spans = _measure(options, workload, per_size, speed)
-    if options.trace:
-        write_trace(spans, options.trace)
-        print(f"wrote {options.trace}: open it at https://ui.perfetto.dev", file=sys.stderr)
+    title = f"{options.model}, {options.dtype}, latency per beam size"
+    setting = {
+        "dtype": options.dtype,
+        "beam_sizes": sizes,
+        "lengths": asdict(workload.lengths),
+        "seed": options.seed,
+    }
+    run = Resumed(
+        {**head("profile", title, workload, speed), "setting": setting}, options, "profile"
+    )
+    if not _measure(options, workload, sizes, speed, run):
+        return INCOMPLETE
+    records = run.document["records"]
     predictions = {}
     if not options.no_prediction:
         costs = calibrate(options.dtype, options.backend)
         predictions = {f"N={n}": _prediction(workload, costs, n, options.lengths) for n in sizes}
     document = {
-        **head(
-            "profile", f"{options.model}, {options.dtype}, latency per beam size", workload, speed
-        ),
-        "setting": {
-            "dtype": options.dtype,
-            "beam_sizes": sizes,
-            "lengths": asdict(workload.lengths),
-            "seed": options.seed,
-        },
+        **run.document,
         "summary": summarize(records),
         "over_first": _over_first(records),
         "predictions": predictions,
-        "records": records,
     }
     finish(document, to_markdown(document), options, "profile")
     return 0
@@ -96,35 +104,40 @@ def run_profile(options: argparse.Namespace) -> int:
 def _measure(
     options: argparse.Namespace,
     workload: Workload,
-    per_size: dict[str, tuple[Contender, int]],
+    sizes: Sequence[int],
     speed: MachineSpeed,
-) -> tuple[dict[str, list[dict[str, Any]]], list[Any]]:
-    """Beam sizes take turns as contenders do; the spans are the last search's at the largest."""
-    contenders = [
-        Contender(name=name, judge=c.judge, dtype=c.dtype, answer=c.answer, ours=c.ours)
-        for name, (c, _) in per_size.items()
-    ]
+    run: Resumed,
+) -> bool:
+    """Beam sizes take turns as contenders do; then one search at the largest for the trace."""
+    size_of = {f"N={n}": n for n in sizes}
 
     def tasks(contender: Contender, seed: int, lengths: Any) -> list[Any]:
-        search = SearchParams(beam_size=per_size[contender.name][1])
+        search = SearchParams(beam_size=size_of[contender.name])
         return [workload.task(contender, search, options.seed + 1000 * seed, lengths)]
 
-    make: MakeTasks = tasks
-    records = measure(
-        contenders,
-        make,
-        Rounds(rounds=options.rounds, seconds=options.seconds),
-        workload.spec,
-        speed,
-        lambda line: print(line, file=sys.stderr),
-    )
-    if not options.trace:
-        return records, []
-    widest = max(contenders, key=lambda c: per_size[c.name][1])
-    return records, widest.answer(tasks(widest, 0, None)).spans
+    with Contenders(workload.folder, options.kv_cache_bytes, options.backend) as makers:
+
+        def make(name: str) -> Contender:
+            return replace(makers.make(f"ours-{options.dtype}"), name=name)
+
+        is_complete = measure(
+            list(size_of),
+            make,
+            tasks,
+            Rounds(rounds=options.rounds, seconds=options.seconds, budget=options.budget),
+            workload.spec,
+            speed,
+            run.records(list(size_of)),
+            run.save,
+        )
+        if is_complete and options.trace:
+            widest = make(max(size_of, key=lambda name: size_of[name]))
+            write_trace(widest.answer(tasks(widest, 0, None)).spans, options.trace)
+            print(f"wrote {options.trace}: open it at https://ui.perfetto.dev", file=sys.stderr)
+    return is_complete
 
 
-def _over_first(records: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def _over_first(records: Records) -> dict[str, Any]:
     """Each beam size's latency without judging over the first's, round by round."""
     names = list(records)
     first = {row["round"]: _undisturbed(row) for row in records[names[0]]}
@@ -149,31 +162,48 @@ def _prediction(workload: Workload, costs: Costs, n: int, lengths: str | None) -
 
 
 def _plan(options: argparse.Namespace, sizes: list[int]) -> int:
-    if options.gpu != CPU and options.gpu not in GPUS:
+    machines = [name.strip() for name in options.gpu.split(",")]
+    if not {*machines} <= {CPU, *GPUS}:
         raise InvalidInputError(
-            f"--gpu must be {', '.join(GPUS)} or {CPU}, got {options.gpu!r}; a machine is described "
+            f"--gpu must be of {', '.join(GPUS)} and {CPU}, got {options.gpu!r}; a machine is described "
             "by its bandwidth, products and memory in benchmarks/speed/costs.py"
         )
-    spec = (
-        read_spec(Path(options.model)) if Path(options.model).is_dir() else Workload(options).spec
-    )
-    costs: Costs = (
-        calibrate(options.dtype, options.backend) if options.gpu == CPU else GPUS[options.gpu]
-    )
-    lengths = parse_lengths(options.lengths)
-    rows = [predict(spec, costs, n, lengths, BY_LOGITS) for n in sizes]
+    spec, lengths, plans = _spec(options), parse_lengths(options.lengths), []
+    for machine in machines:
+        costs: Costs = (
+            calibrate(options.dtype, options.backend) if machine == CPU else GPUS[machine]
+        )
+        rows = [predict(spec, costs, n, lengths, BY_LOGITS) for n in sizes]
+        plans.append(
+            {
+                "machine": costs.name,
+                "costs": asdict(costs),  # type: ignore[call-overload]
+                "memory_bytes": costs.memory_bytes,
+                "predictions": [{**asdict(row), "total": row.total} for row in rows],
+            }
+        )
     document = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "kind": "plan",
+        "title": f"Predicted: {Path(options.model).stem}",
         "model": options.model,
-        "machine": costs.name,
-        "costs": asdict(costs),  # type: ignore[call-overload]
-        "memory_bytes": costs.memory_bytes,
+        "command": provenance.command(),
+        "commit": provenance.commit(),
         "lengths": asdict(lengths),
-        "predictions": [{**asdict(row), "total": row.total} for row in rows],
+        "plans": plans,
     }
     finish(document, plan_to_markdown(document), options, "plan")
     return 0
+
+
+def _spec(options: argparse.Namespace) -> ModelSpec:
+    """The sizes of a model, a HF folder or a config file alone."""
+    path = Path(options.model)
+    if path.is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(path, Path(folder) / "config.json")
+            return read_spec(Path(folder))
+    return read_spec(path) if path.is_dir() else Workload(options).spec
 
 
 def parse_beam_sizes(text: str) -> list[int]:

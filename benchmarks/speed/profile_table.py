@@ -67,11 +67,21 @@ def to_markdown(document: dict[str, Any]) -> str:
 
 
 def plan_to_markdown(document: dict[str, Any]) -> str:
-    """A prediction; memory that does not fit is said."""
+    """Predictions, a table a machine; memory that does not fit is said."""
+    parts = [
+        f"# {document['title']}",
+        "From bytes and products alone; nothing was run on a GPU.",
+    ]
+    for plan in document["plans"]:
+        parts += [f"{plan['machine']}:", _plan_table(plan)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _plan_table(plan: dict[str, Any]) -> str:
     rows = []
-    for p in document["predictions"]:
+    for p in plan["predictions"]:
         needed = p["kv_bytes"] + p["weight_bytes"]
-        limit = document["memory_bytes"]
+        limit = plan["memory_bytes"]
         rows.append(
             (
                 p["beam_size"],
@@ -89,9 +99,4 @@ def plan_to_markdown(document: dict[str, Any]) -> str:
         *("N", "seconds", "image_encode", "prefill", "decode", "judge", "step ms"),
         *("tok/s per branch", "tok/s", "judge tokens", "KV GB", "weights + KV GB"),
     )
-    return (
-        f"# Predicted: {document['model']} on {document['machine']}\n\n"
-        "From bytes and products alone; nothing was run on such a machine.\n\n"
-        + markdown_table(headings, rows)
-        + "\n"
-    )
+    return markdown_table(headings, rows)

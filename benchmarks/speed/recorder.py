@@ -33,7 +33,8 @@ class Lane:
 class Span:
     """One pass; seconds by `time.perf_counter`.
 
-    num_tokens: rows of the pass
+    num_tokens: rows of the pass, of all its steps where it took several
+    num_steps:  decode steps of the pass
     forward_seconds: inside the model and the sampler; the rest is the host's
     used_blocks: KV blocks in use after it
     """
@@ -45,6 +46,7 @@ class Span:
     lanes: tuple[Lane, ...]
     forward_seconds: float
     used_blocks: int
+    num_steps: int = 1
 
     @property
     def seconds(self) -> float:
@@ -64,8 +66,9 @@ class Recorder:
     def __enter__(self) -> Recorder:
         loop = self.engine._loop
         runner, decoder, prefills = loop._runner, loop._decoder, loop._prefills
-        for name in ("forward", "logits"):
-            self._wrap(runner.model, name, self._clocked)
+        for name in ("forward", "logits", "decode_steps"):
+            if hasattr(runner.model, name):  # only the native model takes whole steps
+                self._wrap(runner.model, name, self._clocked)
         self._wrap(runner, "verdicts", self._clocked)
         self._ops = runner._ops
         runner._ops = replace(self._ops, sample_step=self._clocked(self._ops.sample_step))
@@ -109,8 +112,8 @@ class Recorder:
 
         return run
 
-    def _step(self, function: Callable[[], list[Any]]) -> Callable[[], list[Any]]:
-        def run() -> list[Any]:
+    def _step(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(may_run_ahead: bool = False) -> tuple[int, list[Any]]:
             tracks = list(self.engine._loop._decoder._tracks.values())
             lanes = tuple(
                 Lane(
@@ -122,16 +125,17 @@ class Recorder:
                 for track in tracks
             )
             began, forward = time.perf_counter(), self._forward_seconds
-            finished = function()
+            num_steps, finished = function(may_run_ahead)
             is_judging = all(lane.is_judging for lane in lanes)
             self._add(
                 "verdict" if is_judging else "decode",
                 began,
-                len(lanes),
+                len(lanes) * num_steps,
                 lanes,
                 self._forward_seconds - forward,
+                num_steps,
             )
-            return finished
+            return num_steps, finished
 
         return run
 
@@ -161,6 +165,7 @@ class Recorder:
         num_tokens: int,
         lanes: tuple[Lane, ...],
         forward_seconds: float,
+        num_steps: int = 1,
     ) -> None:
         self.spans.append(
             Span(
@@ -171,5 +176,6 @@ class Recorder:
                 lanes=lanes,
                 forward_seconds=forward_seconds,
                 used_blocks=self.engine.kv_cache.pool.num_used,
+                num_steps=num_steps,
             )
         )

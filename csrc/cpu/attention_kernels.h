@@ -6,12 +6,20 @@ template <typename Element>
 STAGEBEAM_INLINE void token_rows(const KvLayout& layout, const void* data, const int32_t* table,
                                  int64_t t, int64_t end, const Element* rows[8]) {
   const auto* base = static_cast<const Element*>(data);
+  if (table == nullptr) {
+    for (int64_t i = 0; i < 8; ++i) {
+      rows[i] = base + (t + i < end ? t + i : end - 1) * layout.token_stride;
+    }
+    return;
+  }
+  // One division for eight tokens: it takes as long as many products.
+  int64_t block = t / layout.block_size, offset = t - block * layout.block_size;
   for (int64_t i = 0; i < 8; ++i) {
-    const int64_t token = t + i < end ? t + i : end - 1;
-    rows[i] = table == nullptr
-                  ? base + token * layout.token_stride
-                  : base + int64_t{table[token / layout.block_size]} * layout.block_stride +
-                        token % layout.block_size * layout.token_stride;
+    rows[i] = base + int64_t{table[block]} * layout.block_stride + offset * layout.token_stride;
+    if (t + i + 1 < end && ++offset == layout.block_size) {
+      ++block;
+      offset = 0;
+    }
   }
 }
 
@@ -84,36 +92,33 @@ inline void score(const KvLayout& layout, const KvHead& kv, int64_t begin, int64
   }
 }
 
+// Where a split's values are, and their scales in int8 caches.
+template <typename Element>
+struct Values {
+  const Element* rows[kSplitTokens + 7];
+  float scales[kSplitTokens];
+};
+
 // states[q] += weight * value, token by token, for Q queries and V vectors of the head.
 template <typename Element, int Q, int V>
-STAGEBEAM_INLINE void accumulate_part(const KvLayout& layout, const KvHead& kv, int64_t begin,
-                                      int64_t end, int64_t origin,
+STAGEBEAM_INLINE void accumulate_part(const Values<Element>& values, int64_t count, int64_t first,
                                       const float (*weights)[kSplitTokens], float* states,
                                       int64_t state_stride, int64_t d, int64_t partial) {
   Lanes acc[Q][V];
   for (int q = 0; q < Q; ++q) {
     for (int v = 0; v < V; ++v) acc[q][v] = load(states + q * state_stride + d + v * kLanes);
   }
-  const int64_t first = kv.first_token;
-  for (int64_t t = begin; t < end; t += 8) {
-    const Element* rows[8];
-    token_rows(layout, kv.values, kv.table, t - first, end - first, rows);
-    const int64_t count = end - t < 8 ? end - t : 8;
-    for (int64_t i = 0; i < count; ++i) {
-      Lanes value[V];
-      for (int v = 0; v < V; ++v) {
-        value[v] = partial ? load_partial(rows[i] + d, partial) : load(rows[i] + d + v * kLanes);
-      }
-      float scale = 1;
-      if constexpr (std::is_same_v<Element, int8_t>) {
-        scale = token_scale(layout, kv.value_scales, kv.table, t + i - first);
-      }
-      for (int q = 0; q < Q; ++q) {
-        float weight = weights[q][t + i - origin];
-        if constexpr (std::is_same_v<Element, int8_t>) weight *= scale;
-        const Lanes wide = splat(weight);
-        for (int v = 0; v < V; ++v) acc[q][v] += wide * value[v];
-      }
+  for (int64_t t = 0; t < count; ++t) {
+    const Element* row = values.rows[t] + d;
+    Lanes value[V];
+    for (int v = 0; v < V; ++v) {
+      value[v] = partial ? load_partial(row, partial) : load(row + v * kLanes);
+    }
+    for (int q = 0; q < Q; ++q) {
+      float weight = weights[q][first + t];
+      if constexpr (std::is_same_v<Element, int8_t>) weight *= values.scales[t];
+      const Lanes wide = splat(weight);
+      for (int v = 0; v < V; ++v) acc[q][v] += wide * value[v];
     }
   }
   for (int q = 0; q < Q; ++q) {
@@ -122,23 +127,21 @@ STAGEBEAM_INLINE void accumulate_part(const KvLayout& layout, const KvHead& kv, 
 }
 
 template <typename Element, int Q>
-inline void accumulate_queries(const KvLayout& layout, const KvHead& kv, int64_t begin, int64_t end,
-                               int64_t origin, const float (*weights)[kSplitTokens], float* states,
-                               int64_t state_stride) {
+inline void accumulate_queries(const Values<Element>& values, int64_t count, int64_t first,
+                               int64_t head_dim, const float (*weights)[kSplitTokens],
+                               float* states, int64_t state_stride) {
   constexpr int V = Q == 1 ? 8 : Q == 2 ? 4 : 2;
-  const int64_t whole = layout.head_dim / kLanes * kLanes;
+  const int64_t whole = head_dim / kLanes * kLanes;
   int64_t d = 0;
   for (; d + V * kLanes <= whole; d += V * kLanes) {
-    accumulate_part<Element, Q, V>(layout, kv, begin, end, origin, weights, states, state_stride, d,
-                                   0);
+    accumulate_part<Element, Q, V>(values, count, first, weights, states, state_stride, d, 0);
   }
   for (; d < whole; d += kLanes) {
-    accumulate_part<Element, Q, 1>(layout, kv, begin, end, origin, weights, states, state_stride, d,
-                                   0);
+    accumulate_part<Element, Q, 1>(values, count, first, weights, states, state_stride, d, 0);
   }
-  if (d < layout.head_dim) {
-    accumulate_part<Element, Q, 1>(layout, kv, begin, end, origin, weights, states, state_stride, d,
-                                   layout.head_dim - d);
+  if (d < head_dim) {
+    accumulate_part<Element, Q, 1>(values, count, first, weights, states, state_stride, d,
+                                   head_dim - d);
   }
 }
 
@@ -146,9 +149,20 @@ template <typename Element>
 inline void accumulate(const KvLayout& layout, const KvHead& kv, int64_t begin, int64_t end,
                        int64_t origin, const float (*weights)[kSplitTokens], int64_t num_queries,
                        float* states, int64_t state_stride) {
+  Values<Element> values;
+  for (int64_t t = begin; t < end; t += 8) {
+    token_rows(layout, kv.values, kv.table, t - kv.first_token, end - kv.first_token,
+               values.rows + (t - begin));
+  }
+  if constexpr (std::is_same_v<Element, int8_t>) {
+    for (int64_t t = begin; t < end; ++t) {
+      values.scales[t - begin] = token_scale(layout, kv.value_scales, kv.table, t - kv.first_token);
+    }
+  }
   int64_t q = 0;
   auto part = [&](auto width) {
-    accumulate_queries<Element, decltype(width)::value>(layout, kv, begin, end, origin, weights + q,
+    accumulate_queries<Element, decltype(width)::value>(values, end - begin, begin - origin,
+                                                        layout.head_dim, weights + q,
                                                         states + q * state_stride, state_stride);
     q += decltype(width)::value;
   };

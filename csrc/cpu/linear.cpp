@@ -2,6 +2,7 @@
 
 #include <cassert>
 #include <memory>
+#include <vector>
 
 #include "isa.h"
 #include "linear_tables.h"
@@ -14,9 +15,36 @@ struct alignas(64) Scratch {
   float tile[kernels::kTileSize];
 };
 
+// Grows to what the largest product of rounded rows needs.
+std::byte* integer_scratch(int64_t num_bytes) {
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  thread_local std::vector<Line> memory;
+  const size_t lines = (num_bytes + 63) / 64;
+  if (memory.size() < lines) memory.resize(lines);
+  return memory.front().bytes;
+}
+
 Scratch& scratch() {
   thread_local const std::unique_ptr<Scratch> memory(new Scratch);
   return *memory;
+}
+
+kernels::MultiplyFunction rounded_function() {
+  switch (active_isa()) {
+#if defined(__aarch64__)
+    case Isa::kNeon:
+      return kernels::multiply_rounded_neon;
+#elif defined(__x86_64__)
+    case Isa::kAvx512:
+      return has_avx512_vnni() ? kernels::multiply_rounded_vnni : kernels::multiply_rounded_avx2;
+    case Isa::kAvx2:
+      return kernels::multiply_rounded_avx2;
+#endif
+    default:
+      return kernels::multiply_rounded_scalar;
+  }
 }
 
 kernels::MultiplyFunction multiply_function() {
@@ -50,17 +78,22 @@ void linear_part(const PackedMatrix& weights, ConstRows x, int64_t num_rows, Row
   const int64_t end = num_units * (part + 1) / parts * unit;
   if (first == end) return;
   Scratch& memory = scratch();
-  const kernels::LinearTask task{weights.panel(0),
-                                 static_cast<int64_t>(weights.panel_bytes()),
-                                 weights.in_features(),
-                                 weights.out_features() / unit,
-                                 x,
-                                 num_rows,
-                                 out,
-                                 epilogue,
-                                 memory.sums,
-                                 memory.tile};
-  multiply_function()(task, weights.format(), first, end);
+  const bool is_rounded = weights.has_integer_products() && weights.in_features() > 0;
+  const int64_t in_features = weights.in_features();
+  const kernels::LinearTask task{
+      weights.panel(0),
+      static_cast<int64_t>(weights.panel_bytes()),
+      weights.in_features(),
+      weights.out_features() / unit,
+      x,
+      num_rows,
+      out,
+      epilogue,
+      memory.sums,
+      memory.tile,
+      is_rounded ? integer_scratch(kernels::integer_bytes(num_rows, in_features)) : nullptr};
+  const auto multiply = is_rounded ? rounded_function() : multiply_function();
+  multiply(task, weights.format(), first, end);
 }
 
 }  // namespace stagebeam

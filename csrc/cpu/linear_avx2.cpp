@@ -7,12 +7,17 @@
 // The instruction set begins here, for all that follows.
 #include "simd_avx2.h"
 
-#include "linear_kernels.h"
+#include "integer_avx2.h"
 
 namespace stagebeam::kernels {
 
 void multiply_avx2(const LinearTask& task, WeightFormat format, int64_t first, int64_t end) {
   multiply_any<SimdAvx2>(task, format, first, end);
+}
+
+void multiply_rounded_avx2(const LinearTask& task, WeightFormat format, int64_t first,
+                           int64_t end) {
+  multiply_rounded_any<SimdAvx2>(task, format, first, end);
 }
 
 }  // namespace stagebeam::kernels

@@ -15,6 +15,8 @@ inline constexpr int64_t kMaxSumRows = 512;
 // Panels side by side: 4 up to kMaxDirectRows rows, 2 beyond.
 inline constexpr int64_t kMaxSums = kMaxSumRows * 2 * kPanelRows;
 inline constexpr int64_t kTileSize = 2 * kSumBlock * kPanelRows;
+// Rows of activations that are rounded to int8 at a time.
+inline constexpr int64_t kIntegerRows = 128;
 
 struct LinearTask {
   const std::byte* panels;
@@ -25,16 +27,29 @@ struct LinearTask {
   int64_t num_rows;
   Rows out;
   Epilogue epilogue;
-  float* sums;  // [kMaxSums], 64-byte aligned
-  float* tile;  // [kTileSize], 64-byte aligned
+  float* sums;          // [kMaxSums], 64-byte aligned
+  float* tile;          // [kTileSize], 64-byte aligned
+  std::byte* integers;  // of rounded rows: integer_bytes(), 64-byte aligned
 };
 
 // Panels first .. end - 1 of the product.
 using MultiplyFunction = void (*)(const LinearTask& task, WeightFormat format, int64_t first,
                                   int64_t end);
+// Bytes that `num_rows` rounded rows take.
+inline int64_t integer_bytes(int64_t num_rows, int64_t in_features) {
+  const int64_t groups = (in_features + kGroupSize - 1) / kGroupSize;
+  return (num_rows < kIntegerRows ? num_rows : kIntegerRows) * groups * (2 * kGroupSize + 3 * 4);
+}
+
 void multiply_scalar(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
 void multiply_neon(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
 void multiply_avx2(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
 void multiply_avx512(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
+// The same for int8 and int4 weights with activations rounded to int8.
+void multiply_rounded_scalar(const LinearTask& task, WeightFormat format, int64_t first,
+                             int64_t end);
+void multiply_rounded_neon(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
+void multiply_rounded_avx2(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
+void multiply_rounded_vnni(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
 
 }  // namespace stagebeam::kernels

@@ -126,8 +126,12 @@ WeightFormat parse_weight_format(const char* name) {
 }
 
 PackedMatrix::PackedMatrix(int64_t out_features, int64_t in_features, WeightFormat format,
-                           RowOrder order)
-    : out_features_(out_features), in_features_(in_features), format_(format), order_(order) {
+                           RowOrder order, Activations activations)
+    : out_features_(out_features),
+      in_features_(in_features),
+      format_(format),
+      order_(order),
+      activations_(activations) {
   if (out_features < 0 || in_features < 0) {
     throw std::invalid_argument("a packed matrix needs sizes of at least 0, got [" +
                                 std::to_string(out_features) + ", " + std::to_string(in_features) +
@@ -153,6 +157,7 @@ void PackedMatrix::swap(PackedMatrix& other) noexcept {
   std::swap(in_features_, other.in_features_);
   std::swap(format_, other.format_);
   std::swap(order_, other.order_);
+  std::swap(activations_, other.activations_);
   std::swap(num_panels_, other.num_panels_);
   std::swap(panel_bytes_, other.panel_bytes_);
   std::swap(data_, other.data_);

@@ -30,6 +30,12 @@ enum class RowOrder {
   kGateUp,
 };
 
+// What int8 and int4 weights meet. Other formats always take float32.
+enum class Activations {
+  kInt8,  // rounded to int8 in groups of kGroupSize, as the weights are: integer products
+  kFloat32,
+};
+
 inline constexpr int kPanelRows = 16;
 inline constexpr int kGroupSize = 32;  // weights along K that share a scale
 inline constexpr int kLineBytes = 64;  // one word for each row of a panel
@@ -65,7 +71,7 @@ class PackedMatrix {
   // All weights zero. Throws std::invalid_argument for negative sizes or an odd number of rows in
   // kGateUp order, std::bad_alloc.
   PackedMatrix(int64_t out_features, int64_t in_features, WeightFormat format,
-               RowOrder order = RowOrder::kPlain);
+               RowOrder order = RowOrder::kPlain, Activations activations = Activations::kInt8);
   ~PackedMatrix();
   PackedMatrix(PackedMatrix&& other) noexcept { swap(other); }
   PackedMatrix& operator=(PackedMatrix&& other) noexcept {
@@ -87,6 +93,11 @@ class PackedMatrix {
   int64_t in_features() const { return in_features_; }
   WeightFormat format() const { return format_; }
   RowOrder order() const { return order_; }
+  // Whether products round their activations to int8.
+  bool has_integer_products() const {
+    return activations_ == Activations::kInt8 &&
+           (format_ == WeightFormat::kInt8 || format_ == WeightFormat::kInt4);
+  }
   int64_t num_panels() const { return num_panels_; }
   size_t panel_bytes() const { return panel_bytes_; }
   size_t num_bytes() const { return num_panels_ * panel_bytes_; }
@@ -105,6 +116,7 @@ class PackedMatrix {
   int64_t in_features_ = 0;
   WeightFormat format_ = WeightFormat::kFloat32;
   RowOrder order_ = RowOrder::kPlain;
+  Activations activations_ = Activations::kInt8;
   int64_t num_panels_ = 0;
   size_t panel_bytes_ = 0;
   std::byte* data_ = nullptr;

@@ -295,6 +295,17 @@ void StepProgram::logits(const float* hidden, int64_t num_rows, float* out) {
   });
 }
 
+void StepProgram::copy_last_logits(int64_t num_rows, float* out) const {
+  const int64_t stride = num_head_rows();
+  if (num_rows * stride > static_cast<int64_t>(logits_.size())) {
+    throw std::invalid_argument("the last pass had fewer than " + std::to_string(num_rows) +
+                                " rows of logits");
+  }
+  for (int64_t r = 0; r < num_rows; ++r) {
+    std::copy_n(&logits_[r * stride], shape_.vocab_size, out + r * shape_.vocab_size);
+  }
+}
+
 void StepProgram::logits_of(const float* hidden, int64_t num_rows, const int64_t* ids,
                             int64_t per_row, float* out) const {
   std::vector<float> column(shape_.hidden_size);

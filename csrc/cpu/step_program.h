@@ -86,6 +86,8 @@ class StepProgram {
 
   // All logits of rows after the final norm: out [num_rows, rows of the head].
   void logits(const float* hidden, int64_t num_rows, float* out);
+  // The logits that the last pass with sampling chose from: out [num_rows, vocab_size].
+  void copy_last_logits(int64_t num_rows, float* out) const;
   int64_t num_head_rows() const { return matrices_.at(head_).out_features(); }
 
   int64_t packed_bytes() const;

@@ -6,10 +6,9 @@
 // histogram of 256 bins (a radix select). Weights are fixed-point integers, so the order of the
 // additions does not matter and a row gives the same token in any batch, on any machine.
 //
-// Why not Triton: the histogram is shared-memory atomics on a computed bin, and the passes end as
-// soon as the data allow; Triton has no scatter into shared memory and no early exit from a tile
-// loop that all lanes agree on, so there it is a sort of 128,256 numbers, or bisection with many
-// passes.
+// Beside the Triton twin: the histogram is shared-memory atomics on a computed bin, which Triton
+// has not; there the same thresholds take a bisection, with several times as many passes over the
+// row.
 #pragma once
 
 #include "../core/philox.h"

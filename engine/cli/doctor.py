@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from stagebeam.bindings import _cpu
 from stagebeam.engine.checkpoints import BUNDLED_CHECKPOINT
 from stagebeam.engine.cli.options import add_model_options, make_engine
+from stagebeam.engine.engine import Engine
 from stagebeam.engine.machine import cpu_name, num_cores, package_versions
 from stagebeam.engine.memory.plan import GIB, free_memory_bytes
 from stagebeam.kernels.registry import table
@@ -72,12 +74,33 @@ def _checkpoint(options: argparse.Namespace) -> dict[str, Any]:
                 "path": str(engine.path),
                 "architecture": spec.architecture,
                 "parameters": spec.num_parameters,
-                "dtype": str(engine.dtype).removeprefix("torch."),
+                "dtype": engine.dtype,
+                "kv cache dtype": engine.kv_cache_dtype,
+                "decode": _decode(engine),
                 "memory": engine.memory.report().splitlines(),
                 "stages": [stage.name for stage in engine.plan.stages],
             }
     except ValueError as error:
         return {"path": str(options.model or BUNDLED_CHECKPOINT), "error": str(error)}
+
+
+def _decode(engine: Engine) -> dict[str, Any]:
+    """What decodes, and on the native backend the least time that reading the weights takes."""
+    model = engine.native_model
+    if model is None:
+        return {"by": f"PyTorch with the {engine.backend} kernels"}
+    program = model.program
+    num_threads = program.num_threads
+    gigabytes_a_second = _cpu.read_bandwidth(_cpu.ThreadPool(num_threads))
+    num_bytes = program.decode_bytes(engine.spec.num_cross_layers > 0)
+    return {
+        "by": "the native program",
+        "instruction set": _cpu.active_isa(),
+        "threads": num_threads,
+        "read bandwidth": f"{gigabytes_a_second:.1f} GB/s",
+        "weights a step": f"{num_bytes / 1e6:.1f} MB in {engine.dtype}",
+        "floor": f"{num_bytes / gigabytes_a_second / 1e6:.3f} ms a step",
+    }
 
 
 def _lines(content: Any) -> list[str]:

@@ -18,9 +18,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="HF folder or hub id (default: the bundled checkpoint)",
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    group.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    group.add_argument(
+        "--dtype", default="auto", help="weights: auto, float32, bfloat16, float16, int8, int4"
+    )
+    group.add_argument(
+        "--kv-cache-dtype", default="auto", help="KV cache: auto, float32, bfloat16, int8"
+    )
     group.add_argument("--backend", default="auto", help="kernels: auto or one that doctor lists")
     group.add_argument("--kv-cache-bytes", type=int, help="size of the paged KV cache")
+    group.add_argument("--threads", type=int, help="threads of the native CPU backend")
     group.add_argument("--max-model-len", type=int, help="longest sequence in tokens")
 
 
@@ -30,6 +36,8 @@ def engine_options(options: argparse.Namespace, **overrides: Any) -> dict[str, A
         "path": options.model,
         "device": options.device,
         "dtype": options.dtype,
+        "kv_cache_dtype": options.kv_cache_dtype,
+        "num_threads": options.threads,
         "backend": options.backend,
         "kv_cache_bytes": options.kv_cache_bytes,
         "max_model_len": options.max_model_len,

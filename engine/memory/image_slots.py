@@ -10,6 +10,7 @@ from collections import OrderedDict
 
 import torch
 
+from stagebeam.engine.memory.caches import quantized, zero_caches
 from stagebeam.engine.models.forward import KVLayers
 
 
@@ -28,13 +29,7 @@ class ImageSlots:
         device: torch.device,
     ) -> None:
         shape = (num_slots, vision_tokens, num_kv_heads, head_dim)
-        self.layers: KVLayers = [
-            (
-                torch.zeros(shape, dtype=dtype, device=device),
-                torch.zeros(shape, dtype=dtype, device=device),
-            )
-            for _ in range(num_cross_layers)
-        ]
+        self.layers: KVLayers = zero_caches(num_cross_layers, shape, dtype, device)
         self.num_slots = num_slots
         self._free = list(range(num_slots - 1, -1, -1))
         self._slot_of: OrderedDict[bytes, int] = OrderedDict()  # least recently used first
@@ -63,7 +58,11 @@ class ImageSlots:
 
     def store(self, slot: int, layers: KVLayers) -> None:
         """Write an encoded image, one (k, v) of [vision_tokens, num_kv_heads, head_dim] a layer."""
-        for (k_slots, v_slots), (k, v) in zip(self.layers, layers, strict=True):
+        for (k_slots, v_slots, *scales), (k, v) in zip(self.layers, layers, strict=True):
+            if scales:
+                (k, k_scales), (v, v_scales) = quantized(k), quantized(v)
+                scales[0][slot].copy_(k_scales)
+                scales[1][slot].copy_(v_scales)
             k_slots[slot].copy_(k)
             v_slots[slot].copy_(v)
 

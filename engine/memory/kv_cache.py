@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from stagebeam.bindings._core import BlockPool
+from stagebeam.engine.memory.caches import zero_caches
 from stagebeam.engine.models.forward import KVLayers
 from stagebeam.kernels.registry import Ops
 
@@ -32,13 +33,7 @@ class KVCache:
         ops: Ops,
     ) -> None:
         shape = (num_blocks, block_size, num_kv_heads, head_dim)
-        self.layers: KVLayers = [
-            (
-                torch.zeros(shape, dtype=dtype, device=device),
-                torch.zeros(shape, dtype=dtype, device=device),
-            )
-            for _ in range(num_layers)
-        ]
+        self.layers: KVLayers = zero_caches(num_layers, shape, dtype, device)
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, block_size)
         self._device = device

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from stagebeam.engine.errors import CapacityError, InvalidInputError
+from stagebeam.engine.memory.caches import head_bytes
 from stagebeam.engine.models.spec import ModelSpec
 
 FREE_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.85}
@@ -81,7 +82,8 @@ def plan_memory(
     spec: ModelSpec,
     *,
     device: torch.device,
-    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    weight_bytes: int,
     kv_cache_bytes: int | None,
     num_image_slots: int | None,
     max_model_len: int | None,
@@ -90,18 +92,21 @@ def plan_memory(
 ) -> MemoryPlan:
     """Size the caches: `kv_cache_bytes` for the blocks as given, else a share of the free memory.
 
+    kv_dtype: of both caches; weight_bytes: what the loaded model takes, for the report.
+
     Without `kv_cache_bytes` it takes no more blocks than twice `max_branches` full contexts can use.
     Without `max_model_len` the context is what the model allows, or what the blocks hold if less.
     """
-    itemsize = dtype.itemsize
     limit = spec.max_position_embeddings
     if max_model_len is not None and not 1 < max_model_len <= limit:
         raise InvalidInputError(
             f"max_model_len must be in 2 .. {limit}, the model's own limit, got {max_model_len}"
         )
     context = max_model_len or limit
-    block_bytes = block_size * spec.kv_bytes_per_token(itemsize)
-    slot_bytes = spec.image_slot_bytes(itemsize)
+    # What is cached of a token in a layer: keys and values of every head.
+    token_bytes = 2 * spec.num_kv_heads * head_bytes(spec.head_dim, kv_dtype)
+    block_bytes = block_size * spec.num_layers * token_bytes
+    slot_bytes = spec.vision_tokens * spec.num_cross_layers * token_bytes
     budget = int(free_memory_bytes(device) * FREE_MEMORY_SHARE[device.type])
     if num_image_slots is None:
         fits = int(budget * IMAGE_SHARE) // slot_bytes if slot_bytes else 0
@@ -125,6 +130,6 @@ def plan_memory(
         block_bytes=block_bytes,
         num_image_slots=num_image_slots,
         image_slot_bytes=slot_bytes,
-        weight_bytes=spec.weight_bytes(itemsize),
+        weight_bytes=weight_bytes,
         max_model_len=min(context, int(num_blocks) * block_size),
     )

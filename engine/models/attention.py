@@ -34,7 +34,7 @@ class SelfAttention:
         self.out = weights.take(f"{name}.o_proj.weight", spec.hidden_size, q_size)
 
     def __call__(
-        self, x: Tensor, batch: ForwardBatch, cache: tuple[Tensor, Tensor], cos_sin: Tensor
+        self, x: Tensor, batch: ForwardBatch, cache: tuple[Tensor, ...], cos_sin: Tensor
     ) -> Tensor:
         """[T, hidden_size] -> [T, hidden_size]; writes this pass's keys and values to `cache`."""
         q, k, v = (
@@ -45,7 +45,7 @@ class SelfAttention:
         self._ops.store_kv_cache(k, v, *cache, batch.slot_mapping)
         return self._ranks.sum(F.linear(self._attend(q, batch, cache).flatten(1), self.out))
 
-    def _attend(self, q: Tensor, batch: ForwardBatch, cache: tuple[Tensor, Tensor]) -> Tensor:
+    def _attend(self, q: Tensor, batch: ForwardBatch, cache: tuple[Tensor, ...]) -> Tensor:
         a = batch.attention
         if isinstance(a, PrefillAttention):
             return self._ops.prefill_attention(
@@ -91,7 +91,7 @@ class CrossAttention:
         self.q_norm = weights.take(f"{name}.q_norm.weight", spec.head_dim)
         self.k_norm = weights.take(f"{name}.k_norm.weight", spec.head_dim)
 
-    def __call__(self, x: Tensor, cross: CrossRows, slots: tuple[Tensor, Tensor]) -> Tensor:
+    def __call__(self, x: Tensor, cross: CrossRows, slots: tuple[Tensor, ...]) -> Tensor:
         """[T, hidden_size] -> [T, hidden_size]; zeros for rows without an image."""
         q = self._head_norm(F.linear(x, self.query), self.q_norm)
         attended = self._ops.cross_attention(

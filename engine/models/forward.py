@@ -89,27 +89,5 @@ class ForwardBatch:
     output_rows: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSampling:
-    """What a decode step needs to choose its tokens: the arguments of the op `sample_step`, which
-    says what they hold, after the logits and in its order."""
-
-    seeds: Tensor
-    uids: Tensor
-    steps: Tensor
-    temperature: Tensor
-    top_k: Tensor
-    top_p: Tensor
-    min_p: Tensor
-    next_state: Tensor
-    accept_tag: Tensor
-    states: Tensor
-    goal_masks: Tensor
-    eos_ids: Tensor
-    ignore_eos: Tensor
-    max_tokens: Tensor
-
-
-# token_ids [R] int64, logprobs [R] float32, states [R] int32, finish [R] int8
-SampledStep = tuple[Tensor, Tensor, Tensor, Tensor]
-KVLayers = list[tuple[Tensor, Tensor]]  # a layer's (k_cache, v_cache)
+# A layer's (k_cache, v_cache); in int8 also their scales, float32 without the last dimension.
+KVLayers = list[tuple[Tensor, ...]]

@@ -62,7 +62,7 @@ class SelfAttentionLayer:
         update: Tensor | None,
         residual: Tensor,
         batch: ForwardBatch,
-        cache: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, ...],
         cos_sin: Tensor,
     ) -> tuple[Tensor, Tensor]:
         x, residual = self.input_norm(update, residual)
@@ -77,6 +77,7 @@ class Head:
         self, spec: ModelSpec, weights: Weights, norm_name: str, embedding: Tensor, ops: Ops
     ) -> None:
         self.norm = RMSNorm(spec, weights, norm_name, ops)
+        self._ops = ops
         self._ranks = weights.ranks
         self._vocab_size = spec.vocab_size
         if spec.has_tied_head:
@@ -95,3 +96,8 @@ class Head:
         """[R, hidden_size] -> float32 [R, vocab_size]."""
         logits = F.linear(hidden, self.lm_head)
         return self._ranks.whole_vocabulary(logits, self._vocab_size).float()
+
+    def verdict_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """The logits of ids [R, 2] alone, float32 [R, 2]."""
+        logits: Tensor = self._ops.verdict_logits(hidden, self.lm_head, ids)
+        return logits

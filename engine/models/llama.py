@@ -5,6 +5,7 @@ Reads top to bottom like `LlamaForCausalLM`. Holds weights only; the caches come
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from stagebeam.engine.errors import ImageError
@@ -32,6 +33,10 @@ class Llama:
         )
 
     @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    @property
     def lm_head(self) -> Tensor:
         return self.head.lm_head
 
@@ -46,6 +51,9 @@ class Llama:
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head.logits(hidden)
+
+    def verdict_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        return self.head.verdict_logits(hidden, ids)
 
     def encode_image(
         self, pixel_values: Tensor, aspect_ratio_id: int, aspect_ratio_mask: Tensor

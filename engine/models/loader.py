@@ -41,8 +41,8 @@ class Model(Protocol):
     spec: ModelSpec
 
     @property
-    def lm_head(self) -> Tensor:
-        """[vocab_size, hidden_size]"""
+    def device(self) -> torch.device:
+        """Where its inputs are."""
 
     def forward(self, batch: ForwardBatch, kv: KVLayers, cross_kv: KVLayers) -> Tensor:
         """Run one pass; returns [num_outputs, hidden_size] after the final norm.
@@ -53,6 +53,9 @@ class Model(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, hidden_size] after the final norm -> float32 [R, vocab_size]"""
+
+    def verdict_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """The logits of ids [R, 2] at hidden states [R, hidden_size], float32 [R, 2]"""
 
     def encode_image(
         self, pixel_values: Tensor, aspect_ratio_id: int, aspect_ratio_mask: Tensor
@@ -91,6 +94,24 @@ def load_model(
         dtype=dtype,
         backend_ops=backend_ops,
         ranks=MeshRanks(mesh, spec.num_embeddings, head_rows),
+    )
+
+
+def load_native_model(
+    path: str | os.PathLike[str],
+    *,
+    weight_format: str,
+    backend_ops: Ops,
+    num_threads: int | None = None,
+) -> NativeModel:
+    """Pack a HF folder's weights for the step program, tensor by tensor from the mapped files."""
+    folder = Path(path)
+    return build_native_model(
+        read_spec(folder),
+        SafetensorsFiles(folder),
+        weight_format=weight_format,
+        backend_ops=backend_ops,
+        num_threads=num_threads,
     )
 
 

@@ -6,6 +6,7 @@ the image slots come with each call. A cross layer leaves rows without an image 
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -36,7 +37,7 @@ class CrossAttentionLayer:
         residual: Tensor,
         cross: CrossRows,
         has_mlp: Tensor,
-        slots: tuple[Tensor, Tensor],
+        slots: tuple[Tensor, ...],
     ) -> tuple[Tensor, Tensor]:
         """has_mlp: [T, 1], 1 where the MLP's output counts and 0 elsewhere, in the model's dtype."""
         x, residual = self.input_norm(update, residual)
@@ -71,6 +72,10 @@ class Mllama:
         )
 
     @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    @property
     def lm_head(self) -> Tensor:
         return self.head.lm_head
 
@@ -91,6 +96,9 @@ class Mllama:
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.head.logits(hidden)
+
+    def verdict_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        return self.head.verdict_logits(hidden, ids)
 
     def encode_image(
         self, pixel_values: Tensor, aspect_ratio_id: int, aspect_ratio_mask: Tensor

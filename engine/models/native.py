@@ -8,6 +8,9 @@ as any, and never in a decode step. Holds weights only; the caches come with eac
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,8 +22,6 @@ from stagebeam.engine.models.forward import (
     CrossRows,
     ForwardBatch,
     KVLayers,
-    SampledStep,
-    StepSampling,
 )
 from stagebeam.engine.models.rope import rope_table
 from stagebeam.engine.models.spec import ModelSpec
@@ -31,6 +32,25 @@ from stagebeam.kernels.registry import Ops
 
 # Weight formats by the name of the engine's dtype.
 FORMATS = {"float32": "float32", "bfloat16": "bf16", "int8": "int8", "int4": "int4"}
+_CACHE_INT8 = _cpu.CACHE_FORMATS["int8"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeAddresses:
+    """A decode batch's arrays by address, as bindings/cpu_step.cpp lists them."""
+
+    state: tuple[int, ...]
+    groups: tuple[int, ...]
+    images: tuple[int, ...]
+    sampling: tuple[int, ...]
+    sampled: tuple[int, ...]
+
+
+class TagTables(Protocol):
+    """The tag automaton's tables; `TagBank` says what they hold."""
+
+    next_state: Tensor
+    accept_tag: Tensor
 
 
 class NativeModel:
@@ -175,36 +195,34 @@ class NativeModel:
         self.program.prefill(_rows(batch), sequences, _cross(batch.cross), outputs)
         return hidden
 
-    def decode_step(
-        self, batch: ForwardBatch, kv: KVLayers, cross_kv: KVLayers, sampling: StepSampling
-    ) -> SampledStep:
-        """One decode step in one native call: every row's next token, tag state and finish code."""
-        a = batch.attention
-        assert isinstance(a, BranchAttention), "prefill rows go through forward"
+    def decode_steps(
+        self,
+        max_steps: int,
+        batch: DecodeAddresses,
+        kv: KVLayers,
+        cross_kv: KVLayers,
+        bank: TagTables,
+        eos_ids: Tensor,
+    ) -> int:
+        """Up to `max_steps` decode steps in one native call, the batch's arrays advanced in place.
+
+        Ends after a step in which a row finished; returns the number of steps.
+        """
         self._bind(kv, cross_kv)
-        num_rows = len(batch.token_ids)
-        out = (
-            torch.empty(num_rows, dtype=torch.int64),
-            torch.empty(num_rows, dtype=torch.float32),
-            torch.empty(num_rows, dtype=torch.int32),
-            torch.empty(num_rows, dtype=torch.int8),
+        tables = (
+            *(bank.next_state.data_ptr(), bank.accept_tag.data_ptr()),
+            *(eos_ids.data_ptr(), len(eos_ids)),
         )
-        s = sampling
-        per_row = (
-            *(s.seeds, s.uids, s.steps, s.temperature, s.top_k, s.top_p, s.min_p),
-            *(s.states, s.goal_masks, s.ignore_eos, s.max_tokens),
+        return self.program.decode(
+            max_steps,
+            *(batch.state, batch.groups, batch.images, batch.sampling),
+            *(tables, batch.sampled),
         )
-        self.program.decode(
-            _rows(batch),
-            _branches(a),
-            _cross(batch.cross),
-            tuple(x.data_ptr() for x in per_row),
-            (
-                *(s.next_state.data_ptr(), s.accept_tag.data_ptr()),
-                *(s.eos_ids.data_ptr(), len(s.eos_ids)),
-            ),
-            tuple(x.data_ptr() for x in out),
-        )
+
+    def last_logits(self, num_rows: int) -> Tensor:
+        """What the last decode step's rows chose from, float32 [num_rows, vocab_size]."""
+        out = torch.empty(num_rows, self.spec.vocab_size)
+        self.program.copy_last_logits(num_rows, out.data_ptr())
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -238,7 +256,13 @@ class NativeModel:
 
 
 def _cache_fields(layers: KVLayers) -> list[tuple[int, ...]]:
-    return [(cache_format(k), k.shape[1], k.data_ptr(), v.data_ptr(), 0, 0) for k, v in layers]
+    return [
+        (
+            *(_CACHE_INT8 if scales else cache_format(k), k.shape[1], k.data_ptr(), v.data_ptr()),
+            *((x.data_ptr() for x in scales) if scales else (0, 0)),
+        )
+        for k, v, *scales in layers
+    ]
 
 
 def _rows(batch: ForwardBatch) -> tuple[int, int, int, int]:
@@ -298,7 +322,8 @@ class _ImageEncoder:
     def encode(self, pixel_values: Tensor, aspect_ratio_id: int, num_tiles: int) -> KVLayers:
         features = self._vision(pixel_values, aspect_ratio_id, num_tiles).flatten(0, 1)
         features = F.linear(features, self._projector, self._projector_bias)
-        spec, layers = self._spec, []
+        spec = self._spec
+        layers: KVLayers = []
         for key_value, k_norm in self._layers:
             k, v = F.linear(features, key_value).chunk(2, dim=1)
             heads = self._ops.rms_norm(k.reshape(-1, spec.head_dim), k_norm, spec.rms_norm_eps)

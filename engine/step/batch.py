@@ -167,6 +167,7 @@ class DecodeBatch:
 
     def __init__(self, device: torch.device) -> None:
         self.rows: list[DecodeRow] = []
+        self.version = 0  # grows when a row joins or leaves
         self._device = device
         self._is_stale = True
 
@@ -176,11 +177,15 @@ class DecodeBatch:
     def add(self, rows: Sequence[DecodeRow]) -> None:
         """Join the batch; the rows of one group come in one call."""
         self.rows.extend(rows)
-        self._is_stale = True
+        self._changed()
 
     def remove(self, gone: set[int]) -> None:
         """Leave the batch: every row whose sequence id is in `gone`."""
         self.rows = [row for row in self.rows if row.seq not in gone]
+        self._changed()
+
+    def _changed(self) -> None:
+        self.version += 1
         self._is_stale = True
 
     def forward_batch(self, slots: np.ndarray, pool: BlockPool) -> ForwardBatch:

@@ -50,7 +50,7 @@ class GraphRunner(ModelRunner):
         self._ahead: dict[int, deque[tuple[int, float, int, int]]] = {}  # by sequence id
 
     @torch.inference_mode()
-    def decode(self, batch: DecodeBatch) -> StepResult:
+    def decode(self, batch: DecodeBatch, may_run_ahead: bool = False) -> StepResult:
         """The next token of every row, computed now or with an earlier call's."""
         rows = batch.rows
         live = {row.seq for row in rows}
@@ -60,15 +60,14 @@ class GraphRunner(ModelRunner):
             # Rows that join the others go as far as those are, so that all look up together.
             lead = max((len(sampled) for sampled in self._ahead.values()), default=0)
             self._run_ahead(fresh, lead or self._poll_steps)
-        result = StepResult([], [], [], [])
+        result = StepResult([], [], [])
         for row in rows:
             sampled = self._ahead[row.seq]
             token_id, logprob, state, finish = sampled.popleft()
             if not sampled:
                 del self._ahead[row.seq]
-            result.token_ids.append(token_id)
-            result.logprobs.append(logprob)
-            result.states.append(state)
+            result.token_ids.append([token_id])
+            result.logprobs.append([logprob])
             result.finish.append(FINISH_REASONS[finish])
             row.last_token, row.state = token_id, state
             row.position += 1

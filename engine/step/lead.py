@@ -6,7 +6,7 @@ is sent to the others as a message first, so all ranks enter the same exchanges 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from stagebeam.engine.memory.image_slots import ImageSlots
 from stagebeam.engine.memory.kv_cache import KVCache
 from stagebeam.engine.models.forward import ForwardBatch, KVLayers
 from stagebeam.engine.models.loader import Model
-from stagebeam.engine.step.runner import ModelRunner
 from stagebeam.kernels.registry import Ops
 
 FIRST = 0
@@ -57,9 +56,8 @@ class LeadModel:
         self.spec = model.spec
 
     @property
-    def lm_head(self) -> Tensor:
-        """This rank's part of the head."""
-        return self._model.lm_head
+    def device(self) -> torch.device:
+        return self._model.device
 
     def forward(self, batch: ForwardBatch, kv: KVLayers, cross_kv: KVLayers) -> Tensor:
         send("forward", batch)
@@ -68,6 +66,10 @@ class LeadModel:
     def logits(self, hidden: Tensor) -> Tensor:
         send("logits", hidden)
         return self._model.logits(hidden)
+
+    def verdict_logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """From whole logits: the head is in parts."""
+        return self.logits(hidden).gather(1, ids)
 
     def encode_image(
         self, pixel_values: Tensor, aspect_ratio_id: int, aspect_ratio_mask: Tensor
@@ -82,16 +84,6 @@ class LeadImageSlots(ImageSlots):
     def store(self, slot: int, layers: KVLayers) -> None:
         send("store", slot)
         super().store(slot, layers)
-
-
-class LeadRunner(ModelRunner):
-    """A runner whose head is in parts: verdicts come from whole logits."""
-
-    @torch.inference_mode()
-    def verdicts(self, hidden: Tensor, pairs: Sequence[tuple[int, int]]) -> list[float]:
-        ids = torch.tensor(pairs, dtype=torch.int64, device=hidden.device).view(-1, 2)
-        first, second = self.model.logits(hidden).gather(1, ids).unbind(1)
-        return (first - second).tolist()
 
 
 def leading_ops(ops: Ops) -> Ops:

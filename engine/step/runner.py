@@ -32,12 +32,18 @@ FINISH_REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one decode step sampled, a value a row in the batch's order."""
+    """What a call of `decode` sampled: a list a row in the batch's order, all of one length.
 
-    token_ids: list[int]
-    logprobs: list[float]
-    states: list[int]
+    finish: of each row after its last token
+    """
+
+    token_ids: list[list[int]]
+    logprobs: list[list[float]]
     finish: list[FinishReason | None]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.token_ids[0])
 
 
 class ModelRunner:
@@ -51,7 +57,7 @@ class ModelRunner:
         self.image_slots = image_slots
         self.bank = bank
         self._ops = ops
-        self._device = model.lm_head.device
+        self._device = model.device
         self._eos_ids = torch.tensor(model.spec.eos_ids, dtype=torch.int64, device=self._device)
 
     @torch.inference_mode()
@@ -67,8 +73,11 @@ class ModelRunner:
         return self.model.forward(batch, self.kv_cache.layers, self.image_slots.layers)
 
     @torch.inference_mode()
-    def decode(self, batch: DecodeBatch) -> StepResult:
-        """Write each row's last token, sample its next, and move the rows on, in place."""
+    def decode(self, batch: DecodeBatch, may_run_ahead: bool = False) -> StepResult:
+        """Write each row's last token, sample its next, and move the rows on, in place.
+
+        may_run_ahead: a runner that can may do several steps, up to one in which a row finishes
+        """
         slots = self.kv_cache.append_one(batch.seqs)
         forward = batch.forward_batch(slots, self.kv_cache.pool)
         hidden = self.model.forward(forward, self.kv_cache.layers, self.image_slots.layers)
@@ -90,24 +99,22 @@ class ModelRunner:
             arrays.ignore_eos,
             arrays.max_tokens,
         )
-        result = StepResult(
-            token_ids.tolist(),
-            logprobs.tolist(),
-            states.tolist(),
-            [FINISH_REASONS[code] for code in finish.tolist()],
-        )
-        for row, token_id, state in zip(batch.rows, result.token_ids, result.states):
-            row.last_token = token_id
-            row.state = state
+        sampled = zip(batch.rows, token_ids.tolist(), states.tolist(), strict=True)
+        for row, token_id, state in sampled:
+            row.last_token, row.state = token_id, state
             row.position += 1
             row.step += 1
-        return result
+        return StepResult(
+            token_ids.unsqueeze(1).tolist(),
+            logprobs.unsqueeze(1).tolist(),
+            [FINISH_REASONS[code] for code in finish.tolist()],
+        )
 
     @torch.inference_mode()
     def verdicts(self, hidden: Tensor, pairs: Sequence[tuple[int, int]]) -> list[float]:
         """Log-odds of the first id against the second at each row of `hidden`."""
         ids = torch.from_numpy(np.asarray(pairs, dtype=np.int64)).to(self._device)
-        logits = self._ops.verdict_logits(hidden, self.model.lm_head, ids)
+        logits = self.model.verdict_logits(hidden, ids)
         return (logits[:, 0] - logits[:, 1]).tolist()
 
     @torch.inference_mode()

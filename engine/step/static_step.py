@@ -18,11 +18,10 @@ from stagebeam.engine.memory.image_slots import ImageSlots
 from stagebeam.engine.memory.kv_cache import KVCache
 from stagebeam.engine.models.forward import BranchAttention, CrossRows, ForwardBatch
 from stagebeam.engine.models.loader import Model
-from stagebeam.engine.step.batch import DecodeRow, signed_64
+from stagebeam.engine.step.batch import DecodeRow
+from stagebeam.engine.step.row_arrays import row_arrays, runs
 from stagebeam.engine.tag_automaton import TagBank
 from stagebeam.kernels.registry import Ops
-
-_UNLIMITED = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +45,8 @@ def round_up(count: int) -> int:
 
 def shape_of(rows: Sequence[DecodeRow], num_steps: int, block_size: int) -> StepShape:
     """The smallest shape for `num_steps` steps of these rows."""
-    groups = _runs([row.group for row in rows])
-    images = _runs([row.image.slot if row.image else -1 for row in rows])
+    groups = runs([row.group for row in rows])
+    images = runs([row.image.slot if row.image else -1 for row in rows])
     ends = [-(-(row.position + num_steps) // block_size) - row.trunk_blocks for row in rows]
     return StepShape(
         num_rows=round_up(len(rows)),
@@ -56,12 +55,6 @@ def shape_of(rows: Sequence[DecodeRow], num_steps: int, block_size: int) -> Step
         tail_width=round_up(max(ends)),
         has_image=any(row.image is not None for row in rows),
     )
-
-
-def _runs(values: Sequence[int]) -> list[int]:
-    """Where runs of one value begin, and the end."""
-    starts = [i for i, value in enumerate(values) if i == 0 or value != values[i - 1]]
-    return [*starts, len(values)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +142,9 @@ class StaticStep:
 
         No rows is a batch of padding, for warming up: it reads and writes no block.
         """
-        arrays = _padded(rows, self.shape, self._kv_cache)
+        shape = self.shape
+        widths = shape.num_rows, shape.trunk_width, shape.tail_width
+        arrays = row_arrays(rows, self._kv_cache.pool, *widths)
         for name, values in arrays.items():
             self._rows[name].copy_(torch.from_numpy(values), non_blocking=True)
         self._turn.zero_()
@@ -226,70 +221,3 @@ class StaticStep:
             ),
             cross=cross,
         )
-
-
-def _padded(
-    rows: Sequence[DecodeRow], shape: StepShape, kv_cache: KVCache
-) -> dict[str, np.ndarray]:
-    """The rows' arrays, padded: a padding row is a group of its own, without trunk, tail and image."""
-    total = shape.num_rows
-    params = [row.sampling for row in rows]
-
-    def pad(values: Sequence[object], fill: object, dtype: type) -> np.ndarray:
-        array: np.ndarray = np.full(total, fill, dtype=dtype)
-        array[: len(values)] = values
-        return array
-
-    starts, row_group, offsets = _grouped([row.group for row in rows], total)
-    trunk_blocks = [row.trunk_blocks for row in rows]
-    trunk_tables = np.full((total, shape.trunk_width), -1, dtype=np.int32)
-    tail_tables = np.full((total, shape.tail_width), -1, dtype=np.int32)
-    pool = kv_cache.pool
-    for g, i in enumerate(starts):
-        trunk_tables[g, : trunk_blocks[i]] = pool.block_table(rows[i].seq)[: trunk_blocks[i]]
-    for i, row in enumerate(rows):
-        pool.fill_block_tables([row.seq], tail_tables[i : i + 1], row.trunk_blocks)
-    images = [row.image for row in rows]
-    slots = [image.slot if image else -1 for image in images]
-    image_starts, _, image_offsets = _grouped(slots, total)
-    return {
-        "token_ids": pad([row.last_token for row in rows], 0, np.int64),
-        "positions": pad([row.position for row in rows], 0, np.int64),
-        "seeds": pad([signed_64(row.seed) for row in rows], 0, np.int64),
-        "uids": pad([signed_64(row.uid) for row in rows], 0, np.int64),
-        "steps": pad([row.step for row in rows], 0, np.int32),
-        "states": pad([row.state for row in rows], 0, np.int32),
-        "temperature": pad([p.temperature for p in params], 0, np.float32),
-        "top_k": pad([p.top_k for p in params], 0, np.int32),
-        "top_p": pad([p.top_p for p in params], 1, np.float32),
-        "min_p": pad([p.min_p for p in params], 0, np.float32),
-        "goal_masks": pad([row.goal_mask for row in rows], 0, np.int64),
-        "ignore_eos": pad([p.ignore_eos for p in params], True, np.bool_),
-        "max_tokens": pad([row.max_tokens for row in rows], _UNLIMITED, np.int32),
-        "is_live": pad([True] * len(rows), False, np.bool_),
-        "group_offsets": offsets,
-        "row_group": row_group,
-        "trunk_blocks": pad(trunk_blocks, 0, np.int64),
-        "trunk_lens": pad([trunk_blocks[i] * pool.block_size for i in starts], 0, np.int32),
-        "trunk_tables": trunk_tables,
-        "tail_tables": tail_tables,
-        "image_offsets": image_offsets,
-        "image_slots": pad([slots[i] for i in image_starts], -1, np.int32),
-        "slots": pad(slots, -1, np.int32),
-        "kv_lens": pad([image.valid_tokens if image else 1 for image in images], 1, np.int32),
-    }
-
-
-def _grouped(values: Sequence[int], total: int) -> tuple[list[int], np.ndarray, np.ndarray]:
-    """Runs of one value, then a run for each padding row, then empty ones.
-
-    Returns the runs' first rows, each row's run int32 [total], and the offsets int32 [total + 1].
-    """
-    *starts, _ = _runs(values)
-    is_first = np.zeros(total, dtype=np.int32)
-    is_first[starts] = 1
-    is_first[len(values) :] = 1
-    offsets = np.full(total + 1, total, dtype=np.int32)
-    firsts = np.flatnonzero(is_first)
-    offsets[: len(firsts)] = firsts
-    return starts, np.cumsum(is_first, dtype=np.int32) - 1, offsets

@@ -20,13 +20,21 @@ from stagebeam.kernels.shapes import check_shapes
 from stagebeam.kernels.triton_launch import launch, must_upcast, tile
 from stagebeam.kernels.triton_launch import why_unavailable as why_unavailable
 from stagebeam.kernels.triton_softmax import fold_keys, normalise
+from stagebeam.kernels.triton_tiles import attention_tile
 
 SPLIT = 256  # keys an item
-BLOCK_N = 64  # keys a tile
-MIN_ROWS, MAX_ROWS = 16, 64  # query heads a tile: the least an MMA takes; more are further items
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "trunk_width",
+        "tail_width",
+        "num_trunk_items",
+        "num_tiles",
+        "num_trunk_splits",
+        "num_tail_splits",
+    ]
+)
 def branch_parts_kernel(
     q_ptr,
     k_cache_ptr,
@@ -195,8 +203,8 @@ def _attend(
     tail_width = tail_tables.shape[1]
     heads_per_kv = num_heads // num_kv_heads
     rows_at_once = max_group_rows if is_shared else 1
-    block_m = min(tile(rows_at_once * heads_per_kv, MIN_ROWS), tile(heads_per_kv, MAX_ROWS))
-    num_tiles = triton.cdiv(rows_at_once, block_m // heads_per_kv)
+    size = attention_tile(rows_at_once, heads_per_kv, q.dtype)
+    num_tiles = triton.cdiv(rows_at_once, size.num_rows)
     num_trunk_splits = triton.cdiv(trunk_width * block_size, SPLIT)
     num_tail_splits = triton.cdiv(tail_width * block_size, SPLIT)
     num_splits = num_trunk_splits + num_tail_splits
@@ -222,10 +230,11 @@ def _attend(
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
         SPLIT=SPLIT,
-        BLOCK_M=block_m,
-        BLOCK_N=BLOCK_N,
+        BLOCK_M=size.block_m,
+        BLOCK_N=size.block_n,
         BLOCK_D=tile(head_dim, 16),
         UPCAST=must_upcast(q.dtype),
+        num_warps=size.num_warps,
         num_stages=3,
     )
     merge_splits(parts, lse, out)

@@ -20,13 +20,13 @@ from stagebeam.kernels.triton_cast import cast
 from stagebeam.kernels.triton_launch import launch, must_upcast, tile
 from stagebeam.kernels.triton_launch import why_unavailable as why_unavailable
 from stagebeam.kernels.triton_softmax import fold_keys, normalise
+from stagebeam.kernels.triton_tiles import MIN_ROWS, attention_tile
 
 SPLIT = 256  # vision tokens a program, where they are split
-BLOCK_N = 64
-MIN_ROWS, MAX_ROWS = 16, 64  # query heads a tile
+MAX_SPLIT_ROWS = 64  # more fill a GPU without splitting, and their parts would be large
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tiles", "num_vision_tokens", "num_splits"])
 def cross_attention_kernel(
     q_ptr,
     k_slots_ptr,
@@ -122,10 +122,9 @@ def cross_attention(
     num_rows, num_heads, head_dim = q.shape
     num_vision_tokens, num_kv_heads = k_slots.shape[1:3]
     heads_per_kv = num_heads // num_kv_heads
-    num_queries = max_group_rows * heads_per_kv
-    block_m = min(tile(num_queries, MIN_ROWS), tile(heads_per_kv, MAX_ROWS))
-    num_tiles = triton.cdiv(max_group_rows, block_m // heads_per_kv)
-    is_split = num_queries <= MAX_ROWS and num_vision_tokens > SPLIT
+    size = attention_tile(max_group_rows, heads_per_kv, q.dtype)
+    num_tiles = triton.cdiv(max_group_rows, size.num_rows)
+    is_split = num_rows <= MAX_SPLIT_ROWS and num_vision_tokens > SPLIT
     num_splits = triton.cdiv(num_vision_tokens, SPLIT) if is_split else 1
 
     out = torch.empty((num_rows, num_heads, head_dim), dtype=q.dtype, device=q.device)
@@ -145,11 +144,12 @@ def cross_attention(
         HEADS_PER_KV=heads_per_kv,
         HEAD_DIM=head_dim,
         SPLIT=SPLIT,
-        BLOCK_M=block_m,
-        BLOCK_N=BLOCK_N,
+        BLOCK_M=size.block_m,
+        BLOCK_N=size.block_n,
         BLOCK_D=tile(head_dim, 16),
         UPCAST=must_upcast(q.dtype),
-        num_stages=3 if block_m == MIN_ROWS else 2,
+        num_warps=size.num_warps,
+        num_stages=3 if size.block_m == MIN_ROWS else 2,
     )
     if is_split:
         merge_splits(parts, lse, out)

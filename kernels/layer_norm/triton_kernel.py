@@ -14,7 +14,7 @@ from stagebeam.kernels.triton_launch import launch
 from stagebeam.kernels.triton_launch import why_unavailable as why_unavailable
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def layer_norm_kernel(
     x_ptr,
     weight_ptr,

@@ -68,7 +68,7 @@ def merge_states(
     return out, lse
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits"])
 def merge_splits_kernel(
     parts_ptr,
     lse_ptr,

@@ -18,12 +18,10 @@ from stagebeam.kernels.triton_cast import cast
 from stagebeam.kernels.triton_launch import launch, must_upcast, tile
 from stagebeam.kernels.triton_launch import why_unavailable as why_unavailable
 from stagebeam.kernels.triton_softmax import fold_keys, normalise
-
-BLOCK_N = 64
-MIN_ROWS, MAX_ROWS = 16, 64  # query heads a tile
+from stagebeam.kernels.triton_tiles import attention_tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["table_width"])
 def prefill_attention_kernel(
     q_ptr,
     k_cache_ptr,
@@ -110,8 +108,8 @@ def prefill_attention(
     block_size, num_kv_heads = k_cache.shape[1:3]
     heads_per_kv = num_heads // num_kv_heads
     out = torch.empty((num_rows, num_heads, head_dim), dtype=q.dtype, device=q.device)
-    block_m = min(tile(max_seqlen_q * heads_per_kv, MIN_ROWS), tile(heads_per_kv, MAX_ROWS))
-    num_tiles = triton.cdiv(max_seqlen_q, block_m // heads_per_kv)
+    size = attention_tile(max_seqlen_q, heads_per_kv, q.dtype)
+    num_tiles = triton.cdiv(max_seqlen_q, size.num_rows)
     launch(
         prefill_attention_kernel,
         (num_tiles, num_kv_heads, len(seq_lens)),
@@ -121,10 +119,11 @@ def prefill_attention(
         HEADS_PER_KV=heads_per_kv,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
-        BLOCK_M=block_m,
-        BLOCK_N=BLOCK_N,
+        BLOCK_M=size.block_m,
+        BLOCK_N=size.block_n,
         BLOCK_D=tile(head_dim, 16),
         UPCAST=must_upcast(q.dtype),
+        num_warps=size.num_warps,
         num_stages=2,
     )
     return out

@@ -23,7 +23,7 @@ def rms_norm_tile(x, weight, eps, num_columns):
     return cast(weight.to(tl.float32)[None, :] * normed, weight.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def rms_norm_kernel(
     x_ptr,
     weight_ptr,

@@ -200,3 +200,17 @@ def test_a_recorder_leaves_the_engine_as_it_was(engine, short) -> None:
     assert all(0 < span.forward_seconds <= span.seconds for span in recorded.spans)
     assert recorded.decode_blocks > 0
     assert recorded.host_seconds > 0
+
+
+def test_a_sampled_published_search_counts_what_the_whole_one_does(model, short) -> None:
+    """Calls alike are made once and counted as often as they are made; lengths make them alike."""
+    task = short(PUBLISHED_JUDGE, beam_size=3)
+    whole = PublishedHF(model).answer(task)
+    sampled = PublishedHF(model, is_sampled=True).answer(task)
+    assert whole.usage == sampled.usage
+    assert len(whole.step_seconds) == len(sampled.step_seconds)
+    assert whole.repeated_seconds == 0
+    t = sampled.timings
+    phases = t.image_encode + t.prefill + t.decode + t.judge
+    assert 0 < sampled.repeated_seconds < t.total
+    assert phases == pytest.approx(t.total, rel=0.05)

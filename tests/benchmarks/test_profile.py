@@ -71,7 +71,7 @@ def test_profile_measures_each_beam_size_and_traces_it(tmp_path: Path, capsys) -
 def test_plan_needs_a_config_only(folder_11b: Path, capsys) -> None:
     options = "--gpu h100 --beam-sizes 1,4,16 --json"
     assert main(["profile", "--plan", "--model", str(folder_11b), *options.split()]) == 0
-    rows = json.loads(capsys.readouterr().out)["predictions"]
+    rows = json.loads(capsys.readouterr().out)["plans"][0]["predictions"]
     one, four, sixteen = rows
     # 16.3 GB of text weights in bf16 at 80 % of 3.35 TB/s: about 7 ms a step, whatever the beam size.
     assert 6e-3 < one["step_seconds"] < 9e-3
@@ -145,7 +145,8 @@ def test_scaling_sweeps_every_size(monkeypatch, tmp_path: Path, capsys) -> None:
     monkeypatch.setattr(scaling, "measure_machine", lambda: speed)
     small = {"branches": (1, 2), "trunk tokens": (20, 40), "questions in flight": (1, 2)}
     monkeypatch.setattr(scaling, "SWEEPS", {**small, "vocabulary": (1024,)})
-    assert scaling.main(["--backend", "reference", "--json", "--output", str(tmp_path)]) == 0
+    options = ["--backend", "reference", "--no-prediction", "--json", "--output", str(tmp_path)]
+    assert scaling.main(options) == 0
     sweeps = json.loads(capsys.readouterr().out)["sweeps"]
-    assert [len(sweep["seconds"]) for sweep in sweeps.values()] == [2, 2, 2, 1]
+    assert [len(sweep["points"]) for sweep in sweeps.values()] == [2, 2, 2, 1]
     assert (tmp_path / "scaling.png").stat().st_size > 1000

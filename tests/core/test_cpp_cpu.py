@@ -23,6 +23,7 @@ PARTS = [
     "linear_neon",
     "linear_avx2",
     "linear_avx512",
+    "linear_vnni",
 ]
 
 

@@ -59,13 +59,15 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tiny_checkpoint.TinyCheck
 
 @pytest.fixture
 def make_engine(mllama: tiny_checkpoint.TinyCheckpoint) -> Iterator[Callable[..., Engine]]:
-    """Open an engine; `num_blocks` sizes its cache. After the test nothing may be held."""
+    """Open an engine, in float32 unless told; `num_blocks` sizes its cache. After the test nothing
+    may be held."""
     engines: list[Engine] = []
 
-    def make(checkpoint=mllama, num_blocks: int = 512, **options) -> Engine:
+    def make(checkpoint=mllama, num_blocks: int = 512, dtype: str = "float32", **options) -> Engine:
         heads, head_dim, layers = 2, tiny_checkpoint.HIDDEN // 4, 2
-        block_bytes = 16 * 2 * layers * heads * head_dim * 4
-        engine = Engine(checkpoint.folder, kv_cache_bytes=num_blocks * block_bytes, **options)
+        itemsize = 4 if dtype == "float32" else 2
+        cache_bytes = num_blocks * 16 * 2 * layers * heads * head_dim * itemsize
+        engine = Engine(checkpoint.folder, dtype=dtype, kv_cache_bytes=cache_bytes, **options)
         assert engine.memory.num_blocks == num_blocks
         engines.append(engine)
         return engine

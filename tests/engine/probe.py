@@ -19,6 +19,7 @@ from torch import Tensor
 from stagebeam.engine.engine import Engine
 from stagebeam.engine.models.processor import PreparedImage
 from stagebeam.engine.outputs import Answer
+from stagebeam.engine.step.native_runner import NativeRunner
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Probe:
 
     num_prefilled: tokens; num_dropped: times that a question's cached blocks were dropped for another
     decode_sizes:  rows of each decode step
+    keeps_rows:    every logit; the engine then looks up after each step
     """
 
     def __init__(self, engine: Engine, *, keeps_rows: bool = True) -> None:
@@ -47,6 +49,8 @@ class Probe:
         self.decode_sizes: list[int] = []
         self.num_dropped = 0
         self._keeps_rows = keeps_rows
+        if keeps_rows and isinstance(self.runner, NativeRunner):
+            self.runner._poll_steps = 1
         for layers in (self.cache.layers, engine.image_slots.layers):
             for pair in layers:
                 for tensor in pair:
@@ -56,21 +60,22 @@ class Probe:
     def _wrap(self) -> None:
         runner, cache, loop = self.runner, self.cache, self.loop
         decode, prefill, encode = runner.decode, runner.prefill, runner.encode_image
-        logits, append, append_one = runner.model.logits, cache.append, cache.append_one
+        append, append_one = cache.append, cache.append_one
         turn, make_room = loop._turn, loop._make_room
 
         def watched_turn() -> bool:
             self._poison_free_blocks()
             return turn()
 
-        def watched_decode(batch):
+        def watched_decode(batch, may_run_ahead):
             contexts = list(self._contexts(batch)) if self._keeps_rows else []
-            result = decode(batch)
-            assert len(self._last_logits) == len(result.token_ids)
-            for (token_ids, image), row in zip(contexts, self._last_logits):
-                self.rows.append(Row(token_ids, image, row))
-            self.num_decodes += 1
-            self.decode_sizes.append(len(batch.rows))
+            result = decode(batch, may_run_ahead)
+            if contexts:
+                last_logits = self._logits_of(len(contexts))
+                for (token_ids, image), row in zip(contexts, last_logits, strict=True):
+                    self.rows.append(Row(token_ids, image, row))
+            self.num_decodes += result.num_steps
+            self.decode_sizes += [len(batch.rows)] * result.num_steps
             return result
 
         def watched_prefill(chunks):
@@ -81,10 +86,6 @@ class Probe:
         def watched_encode(image, slot):
             self.num_encodes += 1
             return encode(image, slot)
-
-        def watched_logits(hidden):
-            self._last_logits = logits(hidden)
-            return self._last_logits
 
         def watched_append(seq, num_tokens):
             return self._poison_slots(append(seq, num_tokens))
@@ -102,9 +103,24 @@ class Probe:
             watched_prefill,
             watched_encode,
         )
-        runner.model.logits = watched_logits
+        if not isinstance(runner, NativeRunner):
+            self._watch_logits(runner.model)
         cache.append, cache.append_one = watched_append, watched_append_one
         loop._turn, loop._make_room = watched_turn, watched_make_room
+
+    def _watch_logits(self, model) -> None:
+        logits = model.logits
+
+        def watched_logits(hidden):
+            self._last_logits = logits(hidden)
+            return self._last_logits
+
+        model.logits = watched_logits
+
+    def _logits_of(self, num_rows: int) -> Tensor:
+        if isinstance(self.runner, NativeRunner):
+            return self.runner.last_logits(num_rows)
+        return self._last_logits
 
     def live_sequences(self) -> list[int]:
         """Every sequence that a question of this moment owns; the loop's thread, or an idle engine."""

@@ -130,7 +130,7 @@ def test_freed_blocks_never_show(scene: Image.Image, question: str) -> None:
         runner = engine._loop._runner
         pool, decode = engine.kv_cache.pool, runner.decode
 
-        def poisoned(batch):  # type: ignore[no-untyped-def]
+        def poisoned(batch, may_run_ahead):  # type: ignore[no-untyped-def]
             used = set()
             for live in engine._loop._running:
                 for seq in live.cached_seqs():
@@ -141,7 +141,7 @@ def test_freed_blocks_never_show(scene: Image.Image, question: str) -> None:
             for k_cache, v_cache in engine.kv_cache.layers:
                 k_cache[free] = torch.nan
                 v_cache[free] = torch.nan
-            return decode(batch)
+            return decode(batch, may_run_ahead)
 
         runner.decode = poisoned  # type: ignore[method-assign]
         assert tokens(engine.answer(question, scene, search=beam(4), sampling=FREE)) == tokens(

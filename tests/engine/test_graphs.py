@@ -59,7 +59,7 @@ def test_answers_are_the_plain_runners(make_engine, image, free_sampling, poll_s
         "judge": JudgeParams(mode=judge),
     }
     plain = make_engine().answer("ab?", image, **options)
-    engine = make_engine(poll_steps=poll_steps)
+    engine = make_engine(backend="reference", poll_steps=poll_steps)
     assert isinstance(engine._loop._runner, GraphRunner)
     assert_same(engine.answer("ab?", image, **options), plain)
     engine.kv_cache.pool.check()
@@ -69,7 +69,9 @@ def test_answers_are_the_plain_runners(make_engine, image, free_sampling, poll_s
 def test_every_search(make_engine, wide_image, free_sampling, strategy):
     options = {"search": beam(3, strategy), "sampling": free_sampling(30, seed=5)}
     expected = make_engine().answer("cd", wide_image, **options)
-    assert_same(make_engine(poll_steps=5).answer("cd", wide_image, **options), expected)
+    assert_same(
+        make_engine(backend="reference", poll_steps=5).answer("cd", wide_image, **options), expected
+    )
 
 
 def test_questions_that_join_and_leave_each_other(make_engine, image, wide_image, free_sampling):
@@ -80,7 +82,7 @@ def test_questions_that_join_and_leave_each_other(make_engine, image, wide_image
     ]
     options = {"search": beam(3), "sampling": free_sampling(25, seed=2)}
     expected = make_engine().answer_many(asked, **options)
-    engine = make_engine(poll_steps=6)
+    engine = make_engine(backend="reference", poll_steps=6)
     for got, wanted in zip(engine.answer_many(asked, **options), expected, strict=True):
         assert [[c.token_ids for c in s.candidates] for s in got.stages] == [
             [c.token_ids for c in s.candidates] for s in wanted.stages
@@ -90,11 +92,13 @@ def test_questions_that_join_and_leave_each_other(make_engine, image, wide_image
 def test_a_text_model(make_engine, llama, free_sampling):
     options = {"search": beam(4), "sampling": free_sampling(30, seed=3)}
     expected = make_engine(llama).answer("efg", **options)
-    assert_same(make_engine(llama, poll_steps=7).answer("efg", **options), expected)
+    assert_same(
+        make_engine(llama, backend="reference", poll_steps=7).answer("efg", **options), expected
+    )
 
 
 def test_the_batch_is_compacted_as_branches_finish(make_engine, image, free_sampling):
-    engine = make_engine(poll_steps=2)
+    engine = make_engine(backend="reference", poll_steps=2)
     runner, sizes = engine._loop._runner, []
     run_ahead = runner._run_ahead
 
@@ -114,7 +118,7 @@ def test_the_batch_is_compacted_as_branches_finish(make_engine, image, free_samp
 def test_blocks_that_nobody_owns_are_not_read(make_engine, image, free_sampling):
     options = {"search": beam(4), "sampling": free_sampling(40, seed=12)}
     expected = make_engine().answer("ab", image, **options)
-    engine = make_engine(poll_steps=5)
+    engine = make_engine(backend="reference", poll_steps=5)
     runner, pool = engine._loop._runner, engine.kv_cache.pool
     run_ahead = runner._run_ahead
 
@@ -135,7 +139,7 @@ def test_blocks_that_nobody_owns_are_not_read(make_engine, image, free_sampling)
 
 def test_overshoot_gives_its_blocks_back(make_engine, free_sampling):
     """A window far past every end: the branches' lengths in the pool are their tokens'."""
-    engine = make_engine(poll_steps=100)
+    engine = make_engine(backend="reference", poll_steps=100)
     with engine.open("ab") as root:
         kids = root.fork(4)
         engine.decode(kids, until="</S>", sampling=free_sampling(90, seed=1))
@@ -146,7 +150,7 @@ def test_overshoot_gives_its_blocks_back(make_engine, free_sampling):
 
 
 def test_tags_that_come_later_rebuild_the_steps(make_engine, free_sampling):
-    engine, plain = make_engine(poll_steps=4), make_engine()
+    engine, plain = make_engine(backend="reference", poll_steps=4), make_engine()
     texts = []
     for each in (plain, engine):
         with each.open("ab") as root:
@@ -159,7 +163,7 @@ def test_tags_that_come_later_rebuild_the_steps(make_engine, free_sampling):
 
 def test_cancelling_while_ahead(make_engine, image, free_sampling):
     """make_engine's fixture then proves that nothing is held."""
-    engine = make_engine(poll_steps=16)
+    engine = make_engine(backend="reference", poll_steps=16)
     started = threading.Event()
     handle = engine.submit("ab", image, search=beam(4), sampling=free_sampling(60, seed=6))
     for event in handle.events():
@@ -174,7 +178,7 @@ def test_cancelling_while_ahead(make_engine, image, free_sampling):
 
 
 def test_warming_up_touches_no_block(make_engine, image):
-    engine = make_engine(poll_steps=4)
+    engine = make_engine(backend="reference", poll_steps=4)
     engine.answer("ab", image, search=beam(2), sampling=GREEDY)
     runner = engine._loop._runner
     caches = [cache for layer in engine.kv_cache.layers for cache in layer]
@@ -200,7 +204,7 @@ def test_buckets_are_powers_of_two():
 
 def test_the_step_never_looks_at_a_value(make_engine, mllama):
     """On the meta device every look at a value is an error: what a graph could not capture."""
-    engine = make_engine(poll_steps=4)
+    engine = make_engine(backend="reference", poll_steps=4)
     runner = engine._loop._runner
     source = {name: tensor.to("meta") for name, tensor in mllama.hf.state_dict().items()}
     model = build_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -36,21 +37,27 @@ def hf_log_odds(
     return float(logits[first] - logits[second])
 
 
-def test_verdicts_equal_hf(idle: Engine, scene: Image.Image, question: str) -> None:
+@pytest.fixture
+def exact() -> Iterator[Engine]:
+    with Engine(dtype="float32", kv_cache_bytes=32 << 20) as engine:
+        yield engine
+
+
+def test_verdicts_equal_hf(exact: Engine, scene: Image.Image, question: str) -> None:
     model = MllamaForConditionalGeneration.from_pretrained(BUNDLED_CHECKPOINT, dtype=torch.float32)
-    with idle.open(question, scene) as root:
+    with exact.open(question, scene) as root:
         kids = root.fork(4)
-        idle.decode(kids, until="</SUMMARY>", sampling=FREE)
+        exact.decode(kids, until="</SUMMARY>", sampling=FREE)
         pairs = [(kids[i], kids[j]) for i in range(4) for j in range(i + 1, 4)]
-        probabilities = idle.score(pairs, criterion="plans")
-        reversed_ = idle.score([(b, a) for a, b in pairs], criterion="plans")
+        probabilities = exact.score(pairs, criterion="plans")
+        reversed_ = exact.score([(b, a) for a, b in pairs], criterion="plans")
         request = Judge(
             pairs=tuple(Pair(first=a.inner, second=b.inner) for a, b in pairs), criterion="plans"
         )
         prompts = root.session.question.asker.write(request)
     assert len(prompts) == 12
     for i, probability in enumerate(probabilities):
-        ab, ba = (hf_log_odds(model, idle, scene, p) for p in prompts[2 * i : 2 * i + 2])
+        ab, ba = (hf_log_odds(model, exact, scene, p) for p in prompts[2 * i : 2 * i + 2])
         log_odds = math.log(probability / (1 - probability))
         assert log_odds == pytest.approx((ab - ba) / 2, abs=1e-4)
         assert probability + reversed_[i] == pytest.approx(1, abs=1e-6)

@@ -19,6 +19,12 @@ EOS = "<|eot|>"
 
 
 @pytest.fixture
+def engine(make_engine) -> Engine:
+    """One whose logits a test can write: the native step keeps them to itself."""
+    return make_engine(backend="reference")
+
+
+@pytest.fixture
 def script(engine) -> Callable[..., Engine]:
     """Make the engine write given texts: name of the stage -> a text (or its pieces, each with
     tokens of its own) a candidate."""
@@ -31,9 +37,9 @@ def script(engine) -> Callable[..., Engine]:
         encode = target.processor.encode
         rows: list[object] = []
 
-        def scripted_decode(batch):
+        def scripted_decode(batch, may_run_ahead):
             rows[:] = batch.rows
-            return decode(batch)
+            return decode(batch, may_run_ahead)
 
         def scripted_logits(hidden):
             scores = logits(hidden)
@@ -211,7 +217,8 @@ def test_special_tokens_spelled_out_by_a_candidate(script, image, free_sampling)
 def test_a_context_that_fills_up(make_engine, script, image, free_sampling, mode) -> None:
     """The stage that meets the end of the context is cut there."""
     engine = script(
-        GOOD | {"reasoning": ["<R>long" + " and long" * 40]}, make_engine(max_model_len=96)
+        GOOD | {"reasoning": ["<R>long" + " and long" * 40]},
+        make_engine(backend="reference", max_model_len=96),
     )
     judge = JudgeParams(mode=mode, sampling=free_sampling(5))
     answer = ask(engine, image, free_sampling, max_tokens=500, judge=judge)
@@ -226,7 +233,9 @@ def test_no_room_for_a_single_token(make_engine, script, image, free_sampling) -
     engine = script(GOOD | {"summary": ["<S>plan</S>"]})
     reference = ask(engine, image, free_sampling)
     length = reference.usage.prompt_tokens + len(reference.stages[0].candidates[0].token_ids)
-    tight = script(GOOD | {"summary": ["<S>plan</S>"]}, make_engine(max_model_len=length))
+    tight = script(
+        GOOD | {"summary": ["<S>plan</S>"]}, make_engine(backend="reference", max_model_len=length)
+    )
     answer = ask(tight, image, free_sampling)
     assert [stage.name for stage in answer.stages] == ["summary", "caption"]
     assert [c.token_ids for c in answer.stages[1].candidates] == [(), ()]

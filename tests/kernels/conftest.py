@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ def _load(name: str) -> Any:
 cuda_on_host = _load("cuda_on_host")
 sample_rows = _load("sample_rows")
 on_device = _load("on_device")
+bounds = _load("bounds")
 
 # Largest error allowed, as a share of the largest exact magnitude: some tens of roundings.
 TOLERANCE = {
@@ -55,6 +56,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             function = registry.load(name, backend)
             if on_device.has_device(backend):
                 function = on_device.on_device(function, "cuda")
+            elif backend == "triton":
+                function.num_rows = 4000  # interpreted: enough rows for a test of chance
             cases.append(pytest.param(function, id=backend))
         elif backend != "triton" and not reason.startswith("not implemented"):
             skip = pytest.mark.skip(reason=f"{backend} cannot run {name}: {reason}")
@@ -69,6 +72,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def triton_bounds() -> Any:
+    return bounds
+
+
+@pytest.fixture(autouse=True)
+def _no_interpreted_kernel_leaves_its_tensors() -> Iterator[None]:
+    launching = sys.modules.get("stagebeam.kernels.triton_launch")
+    if launching is None or not launching.INTERPRETED:
+        yield
+        return
+    with bounds.checked():
+        yield
 
 
 def widen(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -14,6 +16,7 @@ from transformers import (
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 
 from stagebeam.training import objective as objective_module
+from stagebeam.training.attention import SHORT_ROWS
 from stagebeam.training.collate import collate
 from stagebeam.training.data import ImageReader
 from stagebeam.training.examples import Example, ImageInputs
@@ -186,3 +189,61 @@ def test_llama_loss_equals_hf(llama_dir):
     expected = sum(hf_loss(model, example) for example in examples)
     loss = objective(collate(examples, objective.shape), with_images=False)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_weights_scale_each_labels_share(mllama):
+    objective = SFTObjective(mllama)
+    plain = make_example(3, 12)
+    weights = torch.rand(12)
+    weighted = replace(plain, weights=weights)
+    batch = collate([weighted], objective.shape)
+    with torch.no_grad():
+        logits = mllama(input_ids=plain.input_ids[None]).logits[0]
+    losses = torch.nn.functional.cross_entropy(logits[:-1], plain.input_ids[1:], reduction="none")
+    kept = plain.labelled[1:]
+    wanted = (losses * weights[1:])[kept].sum()
+    torch.testing.assert_close(objective(batch, False), wanted, rtol=1e-5, atol=1e-5)
+    assert batch.total_weight == pytest.approx(weights[1:][kept].sum().item(), rel=1e-6)
+
+
+def test_early_labels_are_read_before_the_last_layer(mllama):
+    """The same loss as of a model that has lost its last layer; the other labels keep theirs."""
+    objective = SFTObjective(mllama)
+    plain = make_example(4, 12)
+    is_early = torch.zeros(12, dtype=torch.bool)
+    is_early[:6] = True
+    early = replace(plain, labelled=plain.labelled & is_early, is_early=is_early)
+    late = replace(plain, labelled=plain.labelled & ~is_early)
+    both = replace(plain, is_early=is_early)
+    loss = {
+        name: objective(collate([one], objective.shape), False).item()
+        for name, one in {"early": early, "late": late, "both": both}.items()
+    }
+    assert loss["both"] == pytest.approx(loss["early"] + loss["late"], rel=1e-5)
+    unmarked = replace(early, is_early=None)
+    assert loss["early"] != pytest.approx(
+        objective(collate([unmarked], objective.shape), False).item(), rel=1e-3
+    )
+    layers = mllama.model.language_model.layers
+    last = layers[-1]
+    del layers[-1]
+    try:
+        shorter = SFTObjective(mllama)(collate([unmarked], objective.shape), False).item()
+    finally:
+        layers.append(last)
+    assert loss["early"] == pytest.approx(shorter, rel=1e-5)
+
+
+@pytest.mark.parametrize("num_tiles", [0, 1, 2])
+def test_attention_for_short_rows_equals_sdpa(mllama_dir, num_tiles):
+    losses = []
+    for attention in ("sdpa", SHORT_ROWS):
+        model = AutoModelForImageTextToText.from_pretrained(
+            mllama_dir, dtype=torch.float32, attn_implementation=attention
+        )
+        objective = SFTObjective(model)
+        examples = [make_example(5, 9), make_example(6, 17, num_tiles)]
+        loss = objective(collate(examples, objective.shape), num_tiles > 0)
+        loss.backward()
+        losses.append([loss.item(), *(p.grad.norm().item() for p in model.lm_head.parameters())])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -270,18 +271,19 @@ def test_bad_arguments(data_dir, mllama_dir, tmp_path, capsys, monkeypatch, argu
 def test_shapes_is_the_bundled_recipe(tmp_path, capsys, monkeypatch):
     outputs = []
 
-    def train_shapes(output):
-        outputs.append(output)
+    def train_shapes(output, *, model):
+        outputs.append((output, model))
         return Progress(step=7, is_finished=True)
 
     monkeypatch.setattr(train_cli, "train_shapes", train_shapes)
     assert train("shapes", "--output", tmp_path, "--json") == 0
     assert json.loads(capsys.readouterr().out)["model"] == str(tmp_path / "final")
-    assert outputs == [tmp_path]
-    assert train("shapes", "--model", "x") == 2
-    assert "leave out --model" in capsys.readouterr().err
+    assert train("shapes", "--output", tmp_path, "--model", "x", "--json") == 0
+    assert outputs == [(tmp_path, None), (tmp_path, Path("x"))]
     assert train("shapes", "--save-interval", 5, "--output", tmp_path) == 2
-    assert "takes no --save-interval; it takes --output, --threads" in capsys.readouterr().err
+    assert (
+        "takes no --save-interval; it takes --output, --threads, --model" in capsys.readouterr().err
+    )
 
 
 def test_threads(data_dir, mllama_dir, tmp_path, capsys):

@@ -93,11 +93,24 @@ def reasoning_text(question: Question, scene: Scene, slip: Slip | None = None) -
     if question.kind == "compare":
         is_true = counts[0] > counts[1] if operation == "more" else counts[0] < counts[1]
         is_true ^= wrong_end
-        verb, answer = ("is", "yes") if is_true else ("is not", "no")
-        return f"{walk}. {counts[0]} {verb} {operation} than {counts[1]}. So {answer}."
+        answer = "yes" if is_true else "no"
+        return f"{walk}. {compare_text(operation, *counts)} {answer}. So {answer}."
     total = counts[0] + counts[1] if operation == "plus" else counts[0] - counts[1]
     total = abs(total + (slip.change if slip and wrong_end else 0))
-    return f"{walk}. {counts[0]} {operation} {counts[1]} is {total}. So {total}."
+    return f"{walk}. {sum_text(operation, *counts)} {total}. So {total}."
+
+
+def compare_text(operation: str, first: int, second: int) -> str:
+    """What is asked about two counts; its yes or no follows, so that all it needs stands before it."""
+    return f"{first} {operation} than {second}:"
+
+
+def sum_text(operation: str, first: int, second: int) -> str:
+    return f"{first} {operation} {second} is"
+
+
+def relation_text(operation: str, first: str, second: str) -> str:
+    return f"{first} {operation} {second}:"
 
 
 def walk_text(question: Question, scene: Scene, slip: Slip | None = None) -> tuple[str, list[int]]:
@@ -133,11 +146,11 @@ def _relation_text(question: Question, scene: Scene, slip: Slip | None) -> str:
     is_vertical = question.operation in ("above", "below")
     ahead, behind = (ROWS[thing.row] if is_vertical else COLUMNS[thing.column] for thing in things)
     is_true = holds(question.operation, *things) ^ (slip is not None)
-    verb, answer = ("is", "yes") if is_true else ("is not", "no")
+    answer = "yes" if is_true else "no"
     places = ", ".join(
         f"{one.words()} {thing.place}" for one, thing in zip(question.filters, things, strict=True)
     )
-    return f"{places}. {ahead} {verb} {question.operation} {behind}. So {answer}."
+    return f"{places}. {relation_text(question.operation, ahead, behind)} {answer}. So {answer}."
 
 
 def nine_places_text(scene: Scene) -> str:

@@ -6,7 +6,8 @@ holds them equal to the tokenizer's own rendering. Labels cover the reply and it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +21,18 @@ from stagebeam.training.shapes.tokenizer import BOS, END_HEADER, END_TURN, IMAGE
 
 IMAGE_MEAN = 0.5  # of the checkpoint's image processor
 IMAGE_STD = 0.5
+
+
+Weigh = Callable[[list[int]], list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A position of the user text's ids that is to predict `token`, with its weight in the loss."""
+
+    position: int
+    token: int
+    weight: float = 1.0
 
 
 class ChatEncoder:
@@ -47,28 +60,42 @@ class ChatEncoder:
         image: ImageInputs | None = None,
         *,
         given: str = "",
-        marks: Sequence[tuple[int, int]] = (),
+        marks: Sequence[Mark] = (),
+        weigh: Weigh | None = None,
     ) -> Example:
         """A conversation with loss on the reply and its end of turn.
 
         given: how the reply begins, without loss
-        marks: (position in the user text's ids, token) pairs: positions of the user turn that are
-               to predict `token` (see Example.targets)
+        marks: positions of the user turn that are to predict a token before the last layer (see
+               Example.targets and is_early)
+        weigh: gives the weight of each id of the reply and its end of turn
         """
         head = [*self._user, *(self._image if image is not None else [])]
         user = self.ids(user_text)
         before = [*head, *user, *self._reply, *(self.ids(given) if given else [])]
-        ids = [*before, *self.ids(reply), *self._end]
+        said = [*self.ids(reply), *self._end]
+        ids = [*before, *said]
         input_ids = torch.tensor(ids)
         labelled = torch.zeros(len(ids), dtype=torch.bool)
         labelled[len(before) :] = True
-        targets = None
-        if marks:
-            targets = input_ids.clone()
-            for position, token in marks:
-                targets[len(head) + position + 1] = token
-                labelled[len(head) + position + 1] = True
-        return Example(input_ids=input_ids, labelled=labelled, image=image, targets=targets)
+        weights = torch.ones(len(ids))
+        if weigh is not None:
+            weights[len(before) :] = torch.tensor(weigh(said))
+        if not marks:
+            return Example(input_ids=input_ids, labelled=labelled, image=image, weights=weights)
+        targets, is_early = input_ids.clone(), torch.zeros(len(ids), dtype=torch.bool)
+        for mark in marks:
+            at = len(head) + mark.position + 1
+            targets[at], weights[at] = mark.token, mark.weight
+            labelled[at] = is_early[at] = True
+        return Example(
+            input_ids=input_ids,
+            labelled=labelled & (weights > 0),
+            image=image,
+            targets=targets,
+            weights=weights,
+            is_early=is_early,
+        )
 
 
 def image_inputs(image: Image.Image | NDArray[np.uint8]) -> ImageInputs:

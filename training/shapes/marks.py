@@ -2,19 +2,23 @@
 
 A verdict is one label for a hundred tokens. Marks teach the judge where to look: after reading each
 word of a candidate, the model is to predict the gate's word for "correct" or "incorrect". They bear
-loss in training only; the prompt that the engine sends is unchanged.
+loss in training only, before the last layer, which then can read them; the prompt that the engine
+sends is unchanged.
 """
 
 from __future__ import annotations
 
-from stagebeam.training.shapes.encoding import ChatEncoder
+from stagebeam.training.shapes.encoding import ChatEncoder, Mark
 from stagebeam.training.shapes.judge_pairs import SHAPES_PLAN, JudgePair
 
-KEEP_EVERY = 4  # of the correct words, one in so many is marked
+KEEP_EVERY = 2  # of the correct words, one in so many is marked
 
 
-def mark_pair(encoder: ChatEncoder, pair: JudgePair, user_text: str) -> list[tuple[int, int]]:
-    """(position in the user text's ids, token) of the wrong word and of some right ones.
+RIGHT_WEIGHT, WRONG_WEIGHT = 0.25, 2.0
+
+
+def mark_pair(encoder: ChatEncoder, pair: JudgePair, user_text: str) -> list[Mark]:
+    """Marks on the wrong word and on some right ones, by their positions in the user text's ids.
 
     Up to the first difference both candidates are right. There the wrong one is marked; what comes
     after it follows from the mistake and is left unmarked, unless the texts run in step again.
@@ -32,17 +36,17 @@ def mark_pair(encoder: ChatEncoder, pair: JudgePair, user_text: str) -> list[tup
         for begin, length in ((first_start, len(first)), (second_start, len(second)))
     ]
     good, bad = spans if pair.is_first else spans[::-1]
-    marks = []
+    marks: list[Mark] = []
     for count, position in enumerate(good):
         if count % KEEP_EVERY == len(tokens) % KEEP_EVERY:
-            marks.append((position, correct))
+            marks.append(Mark(position, correct, RIGHT_WEIGHT))
     in_step = len(good) == len(bad)
     found = False
     for count, position in enumerate(bad):
         is_same = count < len(good) and tokens[position] == tokens[good[count]]
         if not found and not is_same:
             found = True
-            marks.append((position, incorrect))
+            marks.append(Mark(position, incorrect, WRONG_WEIGHT))
         elif is_same and (in_step or not found) and count % KEEP_EVERY == 0:
-            marks.append((position, correct))
-    return sorted(marks)
+            marks.append(Mark(position, correct, RIGHT_WEIGHT))
+    return sorted(marks, key=lambda mark: mark.position)

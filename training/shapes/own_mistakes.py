@@ -17,13 +17,12 @@ from pathlib import Path
 
 from stagebeam.engine.engine import Engine
 from stagebeam.engine.params import SamplingParams, SearchParams
-from stagebeam.training.examples import Example
 from stagebeam.training.shapes.annotate import StagedAnswer, annotate
 from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.judge_pairs import JudgePair, stage_hints
 from stagebeam.training.shapes.questions import KINDS, sample_question
 from stagebeam.training.shapes.scene import Scene, Thing, draw_scene, sample_scene
-from stagebeam.training.shapes.streams import pair_example
+from stagebeam.training.shapes.streams import Examples, pair_examples
 
 logger = logging.getLogger(__name__)
 
@@ -106,10 +105,10 @@ class OwnMistakes:
         pair = self._pairs[index % len(self._pairs)][1]
         return len(pair.user_text()) // 4
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Examples:
         scene, pair = self._pairs[index % len(self._pairs)]
         rng = random.Random(f"{self._seed}/own/{index}")
-        return pair_example(self._encoder, pair.turned(rng.random() < 0.5), draw_scene(scene, rng))
+        return pair_examples(self._encoder, pair, draw_scene(scene, rng))
 
 
 def _read(path: Path) -> Iterator[tuple[Scene, JudgePair]]:

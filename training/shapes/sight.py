@@ -43,6 +43,7 @@ LOG_INTERVAL = 50
 CELL_CLASSES = (tuple(SHAPES), tuple(COLORS), tuple(SIZES))  # class 0 of each is an empty cell
 LONE_CLASSES = (easy_vqa.SHAPES, easy_vqa.COLORS)
 LONE_PIXELS = 64
+TRIANGLE_HEIGHT = 0.87  # of its width: the set's triangles are equilateral
 LONE_COLORS = {
     "red": (255, 0, 0),
     "green": (0, 255, 0),
@@ -78,7 +79,8 @@ def draw_lone_shape(rng: random.Random) -> tuple[Image.Image, tuple[int, int]]:
     shape, color = rng.randrange(3), rng.randrange(8)
     fill = LONE_COLORS[easy_vqa.COLORS[color]]
     width = rng.randint(8, 34)
-    height = rng.randint(8, 34) if easy_vqa.SHAPES[shape] == "rectangle" else width
+    heights = {"rectangle": rng.randint(8, 34), "triangle": round(width * TRIANGLE_HEIGHT)}
+    height = heights.get(easy_vqa.SHAPES[shape], width)
     left, top = rng.randint(0, LONE_PIXELS - width), rng.randint(0, LONE_PIXELS - height)
     box = (left, top, left + width - 1, top + height - 1)
     draw = ImageDraw.Draw(image)
@@ -92,16 +94,25 @@ def draw_lone_shape(rng: random.Random) -> tuple[Image.Image, tuple[int, int]]:
 
 
 class LoneShapes:
-    """Lone shapes with labels: easy-VQA's own training images and look-alikes, half and half."""
+    """Lone shapes with labels: easy-VQA's own training images and look-alikes, half and half.
+
+    held_out: the training images that are kept for checking, undisturbed; the others are drawn
+    """
 
     def __init__(self) -> None:
         questions = easy_vqa.read_questions("train")
         paths = {question.image: question.path for question in questions}
-        self._known = [
-            (paths[image], (easy_vqa.SHAPES.index(fact.shape), easy_vqa.COLORS.index(fact.color)))
+        known = [
+            (
+                image,
+                paths[image],
+                (easy_vqa.SHAPES.index(fact.shape), easy_vqa.COLORS.index(fact.color)),
+            )
             for image, fact in sorted(easy_vqa.gather_facts(questions).items())
             if fact.shape and fact.color
         ]
+        self._known = [one[1:] for one in known if not easy_vqa.is_held_out(one[0])]
+        self.held_out = [one[1:] for one in known if easy_vqa.is_held_out(one[0])]
 
     def draw(self, rng: random.Random) -> tuple[Image.Image, tuple[int, int]]:
         if rng.random() < 0.5:

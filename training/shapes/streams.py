@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stagebeam.training.easy_vqa import annotated_rows, read_questions
+from stagebeam.training.easy_vqa import annotated_rows, is_held_out, read_questions
 from stagebeam.training.examples import Example
 from stagebeam.training.shapes.annotate import (
     StagedAnswer,
@@ -25,7 +25,8 @@ from stagebeam.training.shapes.annotate import (
     nine_places_text,
     walk_text,
 )
-from stagebeam.training.shapes.encoding import ChatEncoder, image_inputs
+from stagebeam.training.shapes.encoding import ChatEncoder, Weigh, image_inputs
+from stagebeam.training.shapes.facts import draw_fact, fact_text, wrong_fact
 from stagebeam.training.shapes.judge_pairs import JudgePair, make_gate, make_pair
 from stagebeam.training.shapes.marks import mark_pair
 from stagebeam.training.shapes.mistakes import wrong_thing
@@ -43,6 +44,11 @@ PLACES_PROMPT = "Name every place."
 CAPTION_PROMPT = "Describe the image."
 NUM_MATCHES = 5  # descriptions in an example of matching
 NUM_SIZES = 4  # scenes hold 2 to 5 objects
+FACTS_PROMPT = "Work these out."
+NUM_FACTS = 6  # in a row
+DECIDING_WEIGHT = 3.0
+VERDICT_WEIGHT, FORM_WEIGHT = 6.0, 0.05  # of the verdict's number, of the words around it
+Examples = Example | tuple[Example, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,9 @@ class ShapesStream:
         """The length of another example with as many objects and the same kind of question."""
         group = index % (NUM_SIZES * len(KINDS))
         if group not in self._lengths:
-            self._lengths[group] = len(self[group].input_ids)
+            made = self[group]
+            first = made if isinstance(made, Example) else made[0]
+            self._lengths[group] = len(first.input_ids)
         return self._lengths[group]
 
     def draw(self, index: int) -> Drawn:
@@ -92,7 +100,7 @@ class ShapesStream:
         question = sample_question(rng, scene, KINDS[index // NUM_SIZES % len(KINDS)])
         return Drawn(scene, question, annotate(question, scene), rng)
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Examples:
         return self._build(self.encoder, self.draw(index))
 
 
@@ -119,14 +127,57 @@ def _caption(encoder: ChatEncoder, one: Drawn) -> Example:
 
 
 def _answer(encoder: ChatEncoder, one: Drawn) -> Example:
-    return encoder.example(one.question.text, one.answer.text(), image_inputs(_picture(one)))
+    return encoder.example(
+        one.question.text,
+        one.answer.text(),
+        image_inputs(_picture(one)),
+        weigh=weigh_deciding(encoder),
+    )
+
+
+def weigh_deciding(encoder: ChatEncoder) -> Weigh:
+    """Numbers, yes and no weigh more: the few words that an answer hangs on."""
+    deciding = deciding_ids(encoder)
+    return lambda ids: [DECIDING_WEIGHT if token in deciding else 1.0 for token in ids]
+
+
+def deciding_ids(encoder: ChatEncoder) -> frozenset[int]:
+    words = (" yes", " no", *(f" {number}" for number in range(10)))
+    return frozenset(encoder.ids(word)[0] for word in words)
 
 
 def _text(encoder: ChatEncoder, one: Drawn) -> Example:
     """Reasoning from a given caption without an image: the text layers learn it on their own."""
     whole = one.answer.text()
     start = whole.index("<REASONING>")
-    return encoder.example(one.question.text, whole[start:], given=whole[:start])
+    return encoder.example(
+        one.question.text, whole[start:], given=whole[:start], weigh=weigh_deciding(encoder)
+    )
+
+
+def _facts(encoder: ChatEncoder, one: Drawn) -> Example:
+    """Facts one after another; what is asked cannot be guessed, so only results bear loss."""
+    facts = [draw_fact(one.rng) for _ in range(NUM_FACTS)]
+    text = " ".join(map(fact_text, facts))
+    deciding = deciding_ids(encoder)
+
+    def weigh(ids: list[int]) -> list[float]:
+        weights = []
+        for before, token in zip(["", *ids], ids, strict=False):
+            is_result = token in deciding and before in ends
+            weights.append(1.0 if is_result else 0.0)
+        return weights
+
+    ends = {encoder.ids(word)[-1] for word in ("1:", "is a is", "So no So")}
+    return encoder.example(FACTS_PROMPT, text, weigh=weigh)
+
+
+def _fact_pair(encoder: ChatEncoder, one: Drawn) -> Examples:
+    """A right and a wrong result of one fact, text only."""
+    fact = draw_fact(one.rng)
+    wrong = wrong_fact(one.rng, fact)
+    pair = JudgePair("reasoning", "", (), fact_text(fact), fact_text(wrong), True)
+    return pair_examples(encoder, pair, None)
 
 
 def _match(encoder: ChatEncoder, one: Drawn) -> Example:
@@ -148,36 +199,44 @@ def _gate(encoder: ChatEncoder, one: Drawn) -> Example:
     return encoder.example(gate.user_text(), gate.reply_text())
 
 
-def pair_example(encoder: ChatEncoder, pair: JudgePair, picture: Image.Image | None) -> Example:
-    """A judge example: the verdict bears loss, and so do marks on the candidates' words."""
-    user = pair.user_text()
-    return encoder.example(
-        user,
-        pair.reply_text(),
-        image_inputs(picture) if picture is not None else None,
-        marks=mark_pair(encoder, pair, user),
-    )
+def pair_examples(
+    encoder: ChatEncoder, pair: JudgePair, picture: Image.Image | None
+) -> tuple[Example, ...]:
+    """A pair in both orders, over one image: the verdict bears loss, and so do marks on the
+    candidates' words."""
+    image = image_inputs(picture) if picture is not None else None
+    choices = {encoder.ids(f" {choice}")[0] for choice in (1, 2)}
+
+    def weigh(ids: list[int]) -> list[float]:
+        return [VERDICT_WEIGHT if token in choices else FORM_WEIGHT for token in ids]
+
+    examples = []
+    for turned in (pair.turned(True), pair.turned(False)):
+        user = turned.user_text()
+        marks = mark_pair(encoder, turned, user)
+        examples.append(encoder.example(user, turned.reply_text(), image, marks=marks, weigh=weigh))
+    return tuple(examples)
 
 
-def _pair(target: str) -> Callable[[ChatEncoder, Drawn], Example]:
-    def build(encoder: ChatEncoder, one: Drawn) -> Example:
+def _pair(target: str) -> Callable[[ChatEncoder, Drawn], Examples]:
+    def build(encoder: ChatEncoder, one: Drawn) -> Examples:
         pair = make_pair(one.rng, one.question, one.scene, one.answer, target)
-        return pair_example(encoder, pair, _picture(one))
+        return pair_examples(encoder, pair, _picture(one))
 
     return build
 
 
-def _short_pair(encoder: ChatEncoder, one: Drawn) -> Example:
+def _short_pair(encoder: ChatEncoder, one: Drawn) -> Examples:
     """One place, a right and a wrong word for it: the judge's first lesson."""
     thing = one.rng.choice(one.scene)
     right = f"{thing.place} {thing.words}."
     wrong = f"{thing.place} {wrong_thing(one.rng, thing).words}."
     question = f"What is at the {PLACES[thing.cell]}?"
     pair = JudgePair("caption", question, (), right, wrong, one.rng.random() < 0.5)
-    return pair_example(encoder, pair, _picture(one))
+    return pair_examples(encoder, pair, _picture(one))
 
 
-TASKS: dict[str, Callable[[ChatEncoder, Drawn], Example]] = {
+TASKS: dict[str, Callable[[ChatEncoder, Drawn], Examples]] = {
     "place": _place,
     "places": _places,
     "caption": _caption,
@@ -185,6 +244,8 @@ TASKS: dict[str, Callable[[ChatEncoder, Drawn], Example]] = {
     "text": _text,
     "match": _match,
     "gate": _gate,
+    "facts": _facts,
+    "judge-fact": _fact_pair,
     "judge-short": _short_pair,
     **{
         f"judge-{target}": _pair(target)
@@ -198,7 +259,8 @@ class EasyStream:
 
     def __init__(self, encoder: ChatEncoder, *, seed: int, augment: bool = True) -> None:
         self._encoder = encoder
-        self._rows = list(annotated_rows(read_questions("train")))
+        rows = annotated_rows(read_questions("train"))
+        self._rows = [row for row in rows if not is_held_out(row[0].image)]
         self._seed = seed
         self._augment = augment
         self._visits = 8 if augment else 1  # each row occurs under so many augmentations

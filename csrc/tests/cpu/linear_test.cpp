@@ -47,21 +47,42 @@ struct Shape {
 constexpr Shape kShapes[] = {{1, 1},   {16, 32},  {17, 33},   {31, 63}, {48, 64},
                              {70, 95}, {33, 257}, {130, 576}, {5, 520}, {80, 1}};
 
-void check_shape(Shape shape, WeightFormat format) {
+// What a product makes of its activations: for integer products q * largest / 127 in each group.
+std::vector<float> as_seen(const PackedMatrix& weights, const std::vector<float>& x, int64_t rows) {
+  if (!weights.has_integer_products()) return x;
+  std::vector<float> seen(x);
+  const int64_t k = weights.in_features();
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t begin = 0; begin < k; begin += kGroupSize) {
+      const int64_t end = std::min(k, begin + kGroupSize);
+      float most = 0;
+      for (int64_t i = begin; i < end; ++i) most = std::max(most, std::fabs(x[r * k + i]));
+      for (int64_t i = begin; i < end && most > 0; ++i) {
+        float& value = seen[r * k + i];
+        const double q = std::nearbyint(double{value} * (127.0f / most));
+        value = static_cast<float>(q * (most / 127.0f));
+      }
+    }
+  }
+  return seen;
+}
+
+void check_shape(Shape shape, WeightFormat format, Activations activations) {
   const auto [n, k] = shape;
   const auto source = random_floats(n * k, 7);
-  PackedMatrix weights(n, k, format);
+  PackedMatrix weights(n, k, format, RowOrder::kPlain, activations);
   weights.pack_rows(0, n, source.data(), SourceType::kFloat32, k);
   std::vector<float> unpacked(n * k);
   weights.unpack_rows(0, n, unpacked.data(), k);
   constexpr int64_t kMost = 40;
   auto x = random_floats(kMost * k + 1, 11);
   const auto whole = product(weights, x.data(), kMost, n, 1);
+  const auto seen = as_seen(weights, x, kMost);
   for (int64_t r = 0; r < kMost; ++r) {
     for (int64_t i = 0; i < n; ++i) {
       double sum = 0, scale = 0;
       for (int64_t j = 0; j < k; ++j) {
-        const double term = double{x[r * k + j]} * unpacked[i * k + j];
+        const double term = double{seen[r * k + j]} * unpacked[i * k + j];
         sum += term;
         scale += term * term;
       }
@@ -86,14 +107,21 @@ TEST(products_equal_a_double_sum_and_do_not_depend_on_rows_or_parts) {
   for (const Isa isa : available_isas()) {
     set_active_isa(isa);
     for (const WeightFormat format : kFormats) {
-      for (const Shape shape : kShapes) check_shape(shape, format);
+      for (const Shape shape : kShapes) {
+        check_shape(shape, format, Activations::kInt8);
+        check_shape(shape, format, Activations::kFloat32);
+      }
     }
   }
 }
 
 TEST(simd_sets_give_the_same_bits) {
   const auto source = random_floats(100 * 301, 3);
-  const auto x = random_floats(20 * 301, 4);
+  auto x = random_floats(20 * 301, 4);
+  std::fill_n(x.begin() + 64, 32, 0.0f);                  // a group of zeros
+  for (int i = 96; i < 128; ++i) x[i] *= 1e-38f;          // subnormal numbers
+  for (int i = 128; i < 160; ++i) x[i] = 0.5f + (i % 8);  // halves, to be rounded to even
+  x[128] = 127;
   for (const WeightFormat format : kFormats) {
     PackedMatrix weights(100, 301, format);
     weights.pack_rows(0, 100, source.data(), SourceType::kFloat32, 301);
@@ -104,6 +132,24 @@ TEST(simd_sets_give_the_same_bits) {
       const auto out = product(weights, x.data(), 20, 100, 2);
       if (first.empty()) first = out;
       CHECK(same_bits(first.data(), out.data(), out.size()));
+    }
+  }
+}
+
+TEST(integer_products_carry_nan_and_infinity_to_their_row_alone) {
+  const auto source = random_floats(40 * 96, 3);
+  for (const Isa isa : available_isas()) {
+    set_active_isa(isa);
+    for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+      PackedMatrix weights(40, 96, format);
+      weights.pack_rows(0, 40, source.data(), SourceType::kFloat32, 96);
+      auto x = random_floats(3 * 96, 4);
+      const auto finite = product(weights, x.data(), 3, 40, 1);
+      x[5] = NAN;
+      x[96 + 40] = INFINITY;
+      const auto out = product(weights, x.data(), 3, 40, 1);
+      CHECK(std::all_of(out.begin(), out.begin() + 80, [](float v) { return std::isnan(v); }));
+      CHECK(same_bits(out.data() + 80, finite.data() + 80, 40));
     }
   }
 }

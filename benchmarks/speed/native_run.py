@@ -1,0 +1,127 @@
+"""The native model under the race's clock: hand-made caches, prompts, branches, greedy decode steps.
+
+It stands in for the engine's loop, which adds its own host time. A prompt's blocks are the trunk that
+its branches share; each branch has a tail of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stagebeam.engine.models.forward import (
+    BranchAttention,
+    ForwardBatch,
+    KVLayers,
+    PrefillAttention,
+)
+from stagebeam.engine.models.loader import build_native_model, read_spec
+from stagebeam.engine.models.safetensors_files import SafetensorsFiles
+from stagebeam.kernels.registry import resolve
+
+BLOCK_SIZE = 16
+# Keys and values are kept in the format beside the weights'.
+KV_DTYPES = {"float32": torch.float32}
+
+
+class NativeRun:
+    """SmolLM2 in one weight format."""
+
+    def __init__(self, folder: Path, weight_format: str, num_threads: int) -> None:
+        self.format = weight_format
+        self.model = build_native_model(
+            read_spec(folder),
+            SafetensorsFiles(folder),
+            weight_format=weight_format,
+            backend_ops=resolve("reference"),
+            num_threads=num_threads,
+        )
+        self._kv_dtype = KV_DTYPES.get(weight_format, torch.bfloat16)
+        self._num_steps = 0
+
+    @property
+    def decode_bytes(self) -> int:
+        """Packed weight bytes that a step reads."""
+        return self.model.program.decode_bytes(False)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Cache bytes that the last step's attention read."""
+        return self.model.program.last_kv_bytes
+
+    def least_kv_bytes(self, prompt: int, branches: int, prompts: int, tail: int) -> int:
+        """One trunk a prompt and one tail of `tail` tokens a branch."""
+        tokens = prompts * (prompt + branches * tail)
+        return tokens * self.model.spec.kv_bytes_per_token(self._kv_dtype.itemsize)
+
+    def prefill(self, prompts: Sequence[Sequence[int]], branches: int, num_tokens: int) -> float:
+        """Cache the prompts, each for `branches` branches of at most num_tokens; seconds."""
+        length, spec = len(prompts[0]), self.model.spec
+        assert length % BLOCK_SIZE == 0, "a trunk is whole blocks"
+        self._trunk_blocks = length // BLOCK_SIZE
+        tail = -(-num_tokens // BLOCK_SIZE)
+        rows = len(prompts) * branches
+        ids = np.arange(len(prompts) * self._trunk_blocks + rows * tail, dtype=np.int32)
+        self._trunks = ids[: len(prompts) * self._trunk_blocks].reshape(len(prompts), -1)
+        self._tails = ids[self._trunks.size :].reshape(rows, tail)
+        shape = (len(ids), BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
+        self._kv: KVLayers = [
+            (torch.zeros(shape, dtype=self._kv_dtype), torch.zeros(shape, dtype=self._kv_dtype))
+            for _ in range(spec.num_layers)
+        ]
+        self._length, self._branches, self._num_steps = length, branches, 0
+        positions = np.tile(np.arange(length), len(prompts))
+        slots = self._trunks.repeat(BLOCK_SIZE, 1) * BLOCK_SIZE + np.arange(length) % BLOCK_SIZE
+        batch = ForwardBatch(
+            token_ids=torch.from_numpy(np.concatenate(prompts).astype(np.int64)),
+            positions=torch.from_numpy(positions),
+            slot_mapping=_int32(slots.ravel()),
+            attention=PrefillAttention(
+                cu_seqlens_q=_int32(np.arange(len(prompts) + 1) * length),
+                seq_lens=_int32(np.full(len(prompts), length)),
+                block_tables=_int32(self._trunks),
+                max_seqlen_q=length,
+                max_seqlen_k=length,
+            ),
+            output_rows=torch.arange(1, len(prompts) + 1) * length - 1,
+        )
+        began = time.perf_counter()
+        hidden = self.model.forward(batch, self._kv, [])
+        first = self.model.logits(hidden).argmax(-1)
+        seconds = time.perf_counter() - began
+        self._tokens = first.repeat_interleave(branches)
+        return seconds
+
+    def step(self) -> float:
+        """One greedy token a branch; seconds."""
+        rows, at = len(self._tails), self._num_steps
+        groups = rows // self._branches
+        slots = self._tails[:, at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE
+        batch = ForwardBatch(
+            token_ids=self._tokens,
+            positions=torch.full((rows,), self._length + at),
+            slot_mapping=_int32(slots),
+            attention=BranchAttention(
+                group_offsets=_int32(np.arange(groups + 1) * self._branches),
+                row_group=_int32(np.repeat(np.arange(groups), self._branches)),
+                trunk_tables=_int32(self._trunks),
+                trunk_lens=_int32(np.full(groups, self._length)),
+                tail_tables=_int32(self._tails),
+                tail_lens=_int32(np.full(rows, at + 1)),
+                max_group_rows=self._branches,
+            ),
+        )
+        began = time.perf_counter()
+        hidden = self.model.forward(batch, self._kv, [])
+        self._tokens = self.model.logits(hidden).argmax(-1)
+        self._num_steps += 1
+        return time.perf_counter() - began
+
+
+def _int32(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int32))

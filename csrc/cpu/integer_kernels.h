@@ -1,0 +1,265 @@
+// Products of int8 and int4 weights with activations rounded to int8: integer dots, exact, for each
+// group of kGroupSize terms, then one chain of float fused multiply-adds over the groups.
+//
+// A group of a row's activations is q * scale with scale = largest / 127. The integers are the same
+// on every instruction set, and so are the floats in their order. Include this after
+// linear_kernels.h; Dots<S> below is the portable one, an instruction set may specialise it first.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "half.h"
+#include "linear_kernels.h"
+
+namespace stagebeam::kernels {
+
+template <typename S>
+STAGEBEAM_INLINE inline float multiply_add(float a, float b, float c) {
+  if constexpr (S::kNumRegisters == 0) return a * b + c;
+  return __builtin_fmaf(a, b, c);
+}
+
+// A row of activations as groups of int8 and what belongs to them:
+//   scales: of each group; of int4 weights divided by kInt4Factor
+//   sums:   scale * sum of the group's numbers, for what int4's least multiplies
+//   starts: what an integer sum begins with, -128 * sum of the group's numbers
+struct IntegerRow {
+  const int8_t* q;
+  const float* scales;
+  const float* sums;
+  const int32_t* starts;
+};
+
+// The portable integer dots. A line holds, for 16 weight rows, four int8 or eight 4-bit weights.
+template <typename S>
+struct Dots {
+  static constexpr int kVectors = 1;
+  static constexpr int kMaxRows = 2;
+  static constexpr bool kIsOffset = false;  // sums begin with `starts`, weights are w + 128
+  static constexpr bool kIsWide = false;    // int8 weights meet activations that are int16
+  struct Ints {
+    int32_t v[kPanelRows];
+  };
+  static inline Ints set1(int32_t x) {
+    Ints out;
+    for (int32_t& value : out.v) value = x;
+    return out;
+  }
+  template <int R>
+  static inline void add_int8(const std::byte* line, const int8_t* const (&x)[R], int at,
+                              Ints (&sums)[R][1]) {
+    int8_t w[kLineBytes];
+    std::memcpy(w, line, sizeof w);
+    for (int r = 0; r < R; ++r) {
+      for (int i = 0; i < kLineBytes; ++i) sums[r][0].v[i / 4] += w[i] * x[r][at + i % 4];
+    }
+  }
+  template <int R>
+  static inline void add_int4(const std::byte* line, const int8_t* const (&x)[R], int at,
+                              Ints (&sums)[R][1]) {
+    uint8_t w[kLineBytes];
+    std::memcpy(w, line, sizeof w);
+    for (int r = 0; r < R; ++r) {
+      for (int i = 0; i < kLineBytes; ++i) {
+        sums[r][0].v[i / 4] += (w[i] & 15) * x[r][at + i % 4] + (w[i] >> 4) * x[r][at + 4 + i % 4];
+      }
+    }
+  }
+  template <int R>
+  static inline void finish_int4(Ints (&)[R][1]) {}
+  static inline void to_floats(const Ints& sums, float* out) {
+    for (int i = 0; i < kPanelRows; ++i) out[i] = static_cast<float>(sums.v[i]);
+  }
+  // Vector i of S::kWidth sums.
+  static inline typename S::Float part(const Ints (&sums)[1], int i) {
+    float values[kPanelRows];
+    to_floats(sums[0], values);
+    return S::load(values + i * S::kWidth);
+  }
+};
+
+// Rounds `count` activations to groups of int8. The buffers are padded to whole groups; `wide`, for
+// Dots that ask for it, gets every four numbers a b c d as int16 in the order a c b d.
+template <typename S>
+void quantize_row(const float* x, int64_t count, bool is_int4, int8_t* q, float* scales,
+                  float* sums, int32_t* starts) {
+  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  const float factor = is_int4 ? 1.0f / kInt4Factor : 1.0f;
+  const int64_t num_groups = (count + kGroupSize - 1) / kGroupSize;
+  for (int64_t g = 0; g < num_groups; ++g) {
+    float group[kGroupSize] = {};
+    const int64_t left = count - g * kGroupSize;
+    std::memcpy(group, x + g * kGroupSize,
+                sizeof(float) * static_cast<size_t>(left < kGroupSize ? left : kGroupSize));
+    int32_t most_bits = 0;  // magnitudes order as their bits do, infinities and NaN last
+    for (int i = 0; i < kGroupSize; ++i) {
+      int32_t bits;
+      std::memcpy(&bits, group + i, 4);
+      bits &= 0x7fffffff;
+      most_bits = bits > most_bits ? bits : most_bits;
+    }
+    const float most = bits_to_float(static_cast<uint32_t>(most_bits));
+    const bool is_finite = most_bits < 0x7f800000;
+    // Below 2^-119 the inverse would overflow: such a group is zeros.
+    const float inverse = is_finite && most > 0x1p-119f ? 127.0f / most : 0.0f;
+    int32_t values[kGroupSize];
+    int32_t sum = 0;
+    if (is_finite) {
+      for (int i = 0; i < kGroupSize; ++i) {
+        const float shifted = multiply_add<S>(group[i], inverse, kShift);
+        int32_t bits;
+        std::memcpy(&bits, &shifted, 4);
+        values[i] = bits - 0x4b400000;
+        sum += values[i];
+      }
+    } else {
+      for (int32_t& value : values) value = 0;
+    }
+    if constexpr (Dots<S>::kIsWide) {
+      if (!is_int4) {
+        auto* wide = reinterpret_cast<int16_t*>(q) + g * kGroupSize;
+        for (int i = 0; i < kGroupSize; i += 4) {
+          wide[i] = static_cast<int16_t>(values[i]);
+          wide[i + 1] = static_cast<int16_t>(values[i + 2]);
+          wide[i + 2] = static_cast<int16_t>(values[i + 1]);
+          wide[i + 3] = static_cast<int16_t>(values[i + 3]);
+        }
+      }
+    }
+    if (!Dots<S>::kIsWide || is_int4) {
+      for (int i = 0; i < kGroupSize; ++i) q[g * kGroupSize + i] = static_cast<int8_t>(values[i]);
+    }
+    // A group with infinities or NaN makes the row's sums NaN.
+    const float scale = is_finite ? most / 127.0f * factor : bits_to_float(0x7fc00000);
+    scales[g] = scale;
+    sums[g] = scale * static_cast<float>(sum);
+    starts[g] = -128 * sum;
+  }
+}
+
+// One panel times R rows, over all of K, to out [R, kPanelRows].
+template <typename S, WeightFormat kFormat, int R>
+void multiply_integers(const std::byte* panel, const IntegerRow* rows, int64_t num_groups,
+                       float* out, int64_t out_stride) {
+  using D = Dots<S>;
+  constexpr PanelLayout kLayout = panel_layout(kFormat);
+  constexpr bool kIsInt4 = kFormat == WeightFormat::kInt4;
+  constexpr int kGroups = kLayout.block_k / kGroupSize;
+  constexpr int kLines = kGroupSize / kLayout.word_k;
+  constexpr int kV = kVectors<S>;
+  typename S::Float sums[R][kV];
+  STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
+    STAGEBEAM_UNROLL for (int v = 0; v < kV; ++v) sums[r][v] = S::zero();
+  }
+  const int8_t* x[R];
+  constexpr int kBytes = D::kIsWide && !kIsInt4 ? 2 : 1;
+  const std::byte* block = panel;
+  for (int64_t g = 0; g < num_groups; ++g) {
+    const int in_block = static_cast<int>(g % kGroups);
+    const std::byte* line = block + kLayout.scale_bytes + in_block * kLines * kLineBytes;
+    typename D::Ints dots[R][D::kVectors];
+    STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
+      x[r] = rows[r].q + g * kGroupSize * kBytes;
+      const auto start = D::set1(D::kIsOffset && !kIsInt4 ? rows[r].starts[g] : 0);
+      STAGEBEAM_UNROLL for (int v = 0; v < D::kVectors; ++v) dots[r][v] = start;
+    }
+    STAGEBEAM_UNROLL for (int i = 0; i < kLines; ++i) {
+      if constexpr (kIsInt4) {
+        D::template add_int4<R>(line + i * kLineBytes, x, i * kLayout.word_k, dots);
+      } else {
+        D::template add_int8<R>(line + i * kLineBytes, x, i * kLayout.word_k, dots);
+      }
+    }
+    if constexpr (kIsInt4) D::template finish_int4<R>(dots);
+    const auto* bits = reinterpret_cast<const uint16_t*>(block);
+    STAGEBEAM_UNROLL for (int v = 0; v < kV; ++v) {
+      typename S::Float step, least = S::zero();
+      if constexpr (kIsInt4) {
+        step = S::load_fp16(bits + v * S::kWidth);
+        least = S::load_fp16(bits + kPanelRows + v * S::kWidth);
+      } else {
+        step = S::load_bf16(bits + in_block * kPanelRows + v * S::kWidth);
+      }
+      STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
+        const auto scale = S::mul(step, S::set1(rows[r].scales[g]));
+        sums[r][v] = S::fma(D::part(dots[r], v), scale, sums[r][v]);
+        if constexpr (kIsInt4) {
+          sums[r][v] = S::fma(least, S::set1(rows[r].sums[g]), sums[r][v]);
+        }
+      }
+    }
+    if (in_block == kGroups - 1) block += kLayout.block_bytes();
+  }
+  STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
+    STAGEBEAM_UNROLL for (int v = 0; v < kV; ++v) {
+      S::store(out + r * out_stride + v * S::kWidth, sums[r][v]);
+    }
+  }
+}
+
+using IntegerFunction = void (*)(const std::byte*, const IntegerRow*, int64_t, float*, int64_t);
+template <typename S, WeightFormat kFormat>
+struct IntegerTable {
+  IntegerFunction run[Dots<S>::kMaxRows];  // [rows - 1]
+
+  template <int... R>
+  static constexpr IntegerTable make(std::integer_sequence<int, R...>) {
+    return {{&multiply_integers<S, kFormat, R + 1>...}};
+  }
+};
+template <typename S, WeightFormat kFormat>
+inline constexpr IntegerTable<S, kFormat> kIntegerTable =
+    IntegerTable<S, kFormat>::make(std::make_integer_sequence<int, Dots<S>::kMaxRows>{});
+
+// Panels first .. end - 1 for all rows. Blocks of kIntegerRows rows are rounded once, and every
+// panel stays in the nearest cache while it meets them.
+template <typename S, WeightFormat kFormat>
+void multiply_rounded(const LinearTask& task, int64_t first, int64_t end) {
+  const bool is_gate_up = task.epilogue.kind == Epilogue::Kind::kSiluMul;
+  const int64_t step = is_gate_up ? 2 : 1;
+  const int64_t groups = (task.in_features + kGroupSize - 1) / kGroupSize;
+  constexpr int64_t kMost = Dots<S>::kMaxRows;
+  IntegerRow rounded[kIntegerRows];
+  for (int64_t row = 0; row < task.num_rows; row += kIntegerRows) {
+    const int64_t left = task.num_rows - row, rows = left < kIntegerRows ? left : kIntegerRows;
+    std::byte* memory = task.integers;
+    for (int64_t r = 0; r < rows; ++r, memory += integer_bytes(1, task.in_features)) {
+      auto* q = reinterpret_cast<int8_t*>(memory);
+      auto* scales = reinterpret_cast<float*>(memory + 2 * kGroupSize * groups);
+      auto* starts = reinterpret_cast<int32_t*>(scales + 2 * groups);
+      quantize_row<S>(task.x.data + (row + r) * task.x.stride, task.in_features,
+                      kFormat == WeightFormat::kInt4, q, scales, scales + groups, starts);
+      rounded[r] = {q, scales, scales + groups, starts};
+    }
+    const int64_t pieces = (rows + kMost - 1) / kMost;
+    for (int64_t panel = first; panel < end; panel += step) {
+      for (int64_t piece = 0, at = 0; piece < pieces; ++piece) {
+        const int64_t count = (rows - at) / (pieces - piece);
+        for (int64_t p = 0; p < step; ++p) {
+          kIntegerTable<S, kFormat>.run[count - 1](task.panels + (panel + p) * task.panel_bytes,
+                                                   rounded + at, groups, task.sums + p * kPanelRows,
+                                                   step * kPanelRows);
+        }
+        const int64_t column = panel / step * kPanelRows, columns = task.out_columns - column;
+        for (int64_t r = 0; r < count; ++r) {
+          finish<S>(task, task.sums + r * step * kPanelRows, row + at + r, column,
+                    static_cast<int>(columns < kPanelRows ? columns : kPanelRows));
+        }
+        at += count;
+      }
+    }
+  }
+}
+
+template <typename S>
+void multiply_rounded_any(const LinearTask& task, WeightFormat format, int64_t first, int64_t end) {
+  if (format == WeightFormat::kInt4) {
+    multiply_rounded<S, WeightFormat::kInt4>(task, first, end);
+  } else {
+    multiply_rounded<S, WeightFormat::kInt8>(task, first, end);
+  }
+}
+
+}  // namespace stagebeam::kernels

@@ -1,0 +1,74 @@
+// The integer products with AVX-512's VNNI: four 8-bit products a lane and instruction. Machines
+// with AVX-512 but without VNNI use AVX2's.
+#if defined(__x86_64__)
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "linear_tables.h"
+// The instruction set begins here, for all that follows.
+#include "simd_avx512.h"
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512vnni"))), apply_to = function)
+#else
+#pragma GCC target("avx512vnni")
+#endif
+
+#include "integer_kernels.h"
+
+namespace stagebeam {
+
+// A name of its own, so that no template is shared with code for machines without VNNI.
+struct SimdVnni : SimdAvx512 {};
+
+namespace kernels {
+
+template <>
+struct Dots<SimdVnni> {
+  static constexpr int kVectors = 1;
+  static constexpr int kMaxRows = 8;
+  static constexpr bool kIsOffset = true;
+  static constexpr bool kIsWide = false;
+  using Ints = __m512i;
+
+  static inline Ints set1(int32_t x) { return _mm512_set1_epi32(x); }
+  static inline Ints four(const int8_t* x) {
+    int32_t bits;
+    std::memcpy(&bits, x, 4);
+    return _mm512_set1_epi32(bits);
+  }
+  template <int R>
+  STAGEBEAM_INLINE static inline void add_int8(const std::byte* line, const int8_t* const (&x)[R],
+                                               int at, Ints (&sums)[R][1]) {
+    // The instruction wants one side unsigned: w + 128.
+    const __m512i w = _mm512_xor_si512(SimdAvx512::load_words(line), _mm512_set1_epi8(-128));
+    STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
+      sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], w, four(x[r] + at));
+    }
+  }
+  template <int R>
+  STAGEBEAM_INLINE static inline void add_int4(const std::byte* line, const int8_t* const (&x)[R],
+                                               int at, Ints (&sums)[R][1]) {
+    const __m512i words = SimdAvx512::load_words(line), mask = _mm512_set1_epi8(15);
+    const __m512i low = _mm512_and_si512(words, mask);
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(words, 4), mask);
+    STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
+      sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], low, four(x[r] + at));
+      sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], high, four(x[r] + at + 4));
+    }
+  }
+  template <int R>
+  STAGEBEAM_INLINE static inline void finish_int4(Ints (&)[R][1]) {}
+  STAGEBEAM_INLINE static inline __m512 part(const Ints (&sums)[1], int) {
+    return _mm512_cvtepi32_ps(sums[0]);
+  }
+};
+
+void multiply_rounded_vnni(const LinearTask& task, WeightFormat format, int64_t first,
+                           int64_t end) {
+  multiply_rounded_any<SimdVnni>(task, format, first, end);
+}
+
+}  // namespace kernels
+}  // namespace stagebeam
+#endif

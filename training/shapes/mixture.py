@@ -1,0 +1,44 @@
+"""A phase of the bundled checkpoint's training from a table: each task's share and rows."""
+
+from __future__ import annotations
+
+from stagebeam.training.config import Phase, Schedule, Source
+from stagebeam.training.shapes.encoding import ChatEncoder
+from stagebeam.training.shapes.streams import EasyStream, ShapesStream
+
+DATA_SEED = 1
+STREAM_SIZE = 200_000  # examples in an epoch of a stream; far more than a phase draws
+# task: (share of the micro-batches, items in one; a judge's pair is one item of two rows)
+Mixture = dict[str, tuple[float, int]]
+
+
+def mixed_phase(
+    encoder: ChatEncoder,
+    name: str,
+    mixture: Mixture,
+    *,
+    steps: int,
+    rate: float,
+    warmup: int = 0,
+    falls: bool = False,
+) -> Phase:
+    """A phase of `steps` at `rate` after `warmup`; falls: to zero by a cosine."""
+    sources = tuple(
+        Source(name=task, dataset=_dataset(encoder, task), weight=weight, batch_size=rows)
+        for task, (weight, rows) in mixture.items()
+    )
+    schedule = Schedule(kind="cosine" if falls else "constant", warmup_steps=warmup)
+    return Phase(
+        name=name,
+        sources=sources,
+        steps=steps,
+        learning_rate=rate,
+        schedule=schedule,
+        bucket_batches=16,
+    )
+
+
+def _dataset(encoder: ChatEncoder, task: str) -> ShapesStream | EasyStream:
+    if task == "easy":
+        return EasyStream(encoder, seed=DATA_SEED)
+    return ShapesStream(task, encoder, seed=DATA_SEED, size=STREAM_SIZE)
