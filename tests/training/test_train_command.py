@@ -138,7 +138,7 @@ def test_export_equals_the_trained_model(kind, request, tmp_path, data_dir):
         wanted = model(input_ids=inputs).logits
         assert torch.equal(loaded(input_ids=inputs).logits, wanted)
     # The engine's next token and its log-probability, from the export alone.
-    with Engine(folder) as engine:
+    with Engine(folder, dtype="float32") as engine:
         sampling = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
         completion = engine.generate(["which colour is the square"], sampling)[0]
     prompt = torch.tensor([completion.prompt_token_ids])
