@@ -115,7 +115,10 @@ class BuildExtension(build_ext):
 
 
 setup(
-    packages=find_namespace_packages(include=["stagebeam", "stagebeam.*"]),
+    packages=find_namespace_packages(
+        include=["stagebeam", "stagebeam.*"],
+        exclude=["stagebeam.benchmarks.suites*", "stagebeam.benchmarks.results*"],
+    ),
     package_data={
         "": ["py.typed", "*.pyi", "*.html", "*.css", "*.js"],
         "stagebeam": ["assets/**/*"],

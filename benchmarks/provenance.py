@@ -55,8 +55,9 @@ def commit() -> str | None:
 def command() -> str:
     """The command line, without the path of the interpreter or script."""
     main = getattr(sys.modules["__main__"], "__spec__", None)
-    is_cli = main is None or main.name == "stagebeam.cli"
-    return shlex.join([*(["stagebeam"] if is_cli else ["python", "-m", main.name]), *sys.argv[1:]])
+    module = main.name if main else "stagebeam.cli"
+    start = ["stagebeam"] if module == "stagebeam.cli" else ["python", "-m", module]
+    return shlex.join([*start, *sys.argv[1:]])
 
 
 def model(folder: Path) -> dict[str, str]:

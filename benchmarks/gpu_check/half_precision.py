@@ -55,9 +55,9 @@ def our_logits(tokens: list[int], device: str, dtype: str) -> Tensor:
         for length in range(1, len(tokens) + 1):
             # Every length anew up to the half, so that prefill's rows are compared too.
             if length <= len(tokens) // 2 or length == len(tokens) // 2 + 1:
-                seq = cache.pool.create(len(tokens))
-                assert seq is not None, "64 MiB hold one sequence"
-                start = 0
+                created = cache.pool.create(len(tokens))
+                assert created is not None, "64 MiB hold one sequence"
+                seq, start = created, 0
             chunk = PrefillChunk(
                 seq=seq,
                 token_ids=tokens[start:length],

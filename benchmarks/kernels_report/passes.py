@@ -117,7 +117,7 @@ class MetaEngine:
             output_rows=_longs(num_seqs),
         )
         hidden = self.model.forward(batch, self.kv, self.cross_kv)
-        self._ops.verdict_logits(hidden, self.model.lm_head, _longs(num_seqs, 2))
+        self.model.verdict_logits(hidden, _longs(num_seqs, 2))
 
     def encode_image(self) -> None:
         """The vision tower on a whole image, and the cross layers' keys and values."""
@@ -134,7 +134,7 @@ class MetaEngine:
 
     def merge(self, num_rows: int) -> None:
         """The op that no model uses: two sets of keys, attended apart."""
-        spec, dtype = self.model.spec, self.model.lm_head.dtype
+        spec, dtype = self.model.spec, self.kv[0][0].dtype
         out = torch.empty(num_rows, spec.num_heads, spec.head_dim, dtype=dtype, device="meta")
         lse = torch.empty(num_rows, spec.num_heads, device="meta")
         self._ops.merge_states(out, lse, out, lse)

@@ -1,7 +1,7 @@
 /* Times one question through the C interface: overhead CHECKPOINT DTYPE KV_CACHE_BYTES NUM_THREADS.
  *
- * For every line "MAX_TOKENS QUESTION" on stdin, answers it greedily, taking each event as it comes,
- * and prints "SECONDS NUM_TOKENS". */
+ * For every line "MAX_TOKENS QUESTION" on stdin, answers it greedily, taking each event as it
+ * comes, and prints "SECONDS NUM_TOKENS". */
 #include <stagebeam.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -11,6 +11,7 @@ import torch
 from stagebeam.benchmarks.suites.timing import Time
 from stagebeam.engine.engine import Engine
 
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stagebeam.benchmarks.suites.timing import Time
 from stagebeam.benchmarks.speed.bare import BareDecode, prefill_seconds
+from stagebeam.benchmarks.suites.timing import Time
 from stagebeam.engine.engine import Engine
 from stagebeam.engine.tag_automaton import TagBank
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from stagebeam.benchmarks.suites.timing import Time
 from stagebeam.benchmarks.suites.op_inputs import INPUTS
+from stagebeam.benchmarks.suites.timing import Time
 from stagebeam.kernels.registry import OPS, load, why_unavailable
 
 BACKENDS = ("reference", "native")  # those of a CPU

@@ -38,7 +38,7 @@ def train_lone_sight_(model: nn.Module, *, seed: int, steps: int) -> float:
     vision = owner.model.vision_model
     before = copy.deepcopy(vision)
     torch.manual_seed(seed)
-    width = model.config.vision_config.vision_output_dim
+    width = owner.config.vision_config.vision_output_dim
     heads = nn.ModuleList([nn.Linear(width, len(names)) for names in LONE_CLASSES])
     parameters = [*vision.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0)
