@@ -7,9 +7,9 @@ What flash-attn cannot compute goes to the Triton twin, as the package's docstri
 
 from __future__ import annotations
 
-import flash_attn
 import torch
 import torch.nn.functional as F
+from flash_attn import __version__, flash_attn_varlen_func
 from torch import Tensor
 
 from stagebeam.kernels.prefill_attention import triton_kernel
@@ -23,9 +23,8 @@ MAX_HEAD_DIM = 256
 
 def why_unavailable() -> str | None:
     """The reason in words why flash-attn cannot run here; None if it can."""
-    version = flash_attn.__version__
-    if tuple(int(part) for part in version.split(".")[:2]) < LEAST_VERSION:
-        return f"needs flash-attn 2.1 or newer (its causal mask changed there), got {version}"
+    if tuple(int(part) for part in __version__.split(".")[:2]) < LEAST_VERSION:
+        return f"needs flash-attn 2.1 or newer (its causal mask changed there), got {__version__}"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     major, minor = torch.cuda.get_device_capability()
@@ -67,7 +66,7 @@ def prefill_attention(
     cu_seqlens_k = F.pad(seq_lens.cumsum(0, dtype=torch.int32), (1, 0))
     slots = _packed_slots(cu_seqlens_k, block_tables, k_cache.shape[1], max_seqlen_k)
     k, v = (cache.flatten(0, 1).index_select(0, slots) for cache in (k_cache, v_cache))
-    out: Tensor = flash_attn.flash_attn_varlen_func(
+    out: Tensor = flash_attn_varlen_func(
         *(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k),
         softmax_scale=sm_scale,
         causal=True,

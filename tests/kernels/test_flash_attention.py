@@ -102,7 +102,7 @@ def test_views_and_empty_batches(adapter, paged) -> None:
 def test_no_value_is_looked_at(adapter, monkeypatch) -> None:
     """On meta tensors a value does not exist."""
     monkeypatch.setattr(
-        adapter.flash_attn, "flash_attn_varlen_func", lambda q, *rest, **named: torch.empty_like(q)
+        adapter, "flash_attn_varlen_func", lambda q, *rest, **named: torch.empty_like(q)
     )
     cache = torch.empty(9, 16, 2, 8, dtype=torch.float16, device="meta")
     q = torch.empty(40, 4, 8, dtype=torch.float16, device="meta")
@@ -145,12 +145,22 @@ def test_the_other_calls_go_to_the_twin_that_the_contract_names(
     ],
 )
 def test_the_reason_in_words(adapter, monkeypatch, version, capability, reason) -> None:
-    monkeypatch.setattr(adapter.flash_attn, "__version__", version)
+    monkeypatch.setattr(adapter, "__version__", version)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     got = adapter.why_unavailable()
     assert (got is None) == (reason is None)
     assert re.fullmatch(reason or "None", str(got))
+
+
+def test_a_package_of_that_name_without_the_function_is_no_backend(adapter, monkeypatch) -> None:
+    """A newer generation of flash-attn puts other modules below the same name."""
+    monkeypatch.delattr(sys.modules["flash_attn"], "flash_attn_varlen_func")
+    sys.modules.pop(MODULE)
+    registry._module.cache_clear()
+    reason = registry.why_unavailable(OP, "flash_attn")
+    assert reason is not None
+    assert reason.startswith("its import fails: cannot import name 'flash_attn_varlen_func'")
 
 
 def test_a_missing_package_is_the_reason() -> None:
