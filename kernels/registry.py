@@ -20,8 +20,12 @@ MODULES = {
     "native": "native",
     "triton": "triton_kernel",
     "cuda": "cuda",
+    "flash_attn": "flash_attn",
 }
-PREFERENCE = {"cpu": ("native", "reference"), "cuda": ("cuda", "triton", "reference")}  # of "auto"
+PREFERENCE = {  # of "auto", by device type
+    "cpu": ("native", "reference"),
+    "cuda": ("flash_attn", "cuda", "triton", "reference"),
+}
 
 
 class BackendUnavailableError(ValueError):

@@ -10,4 +10,7 @@ block_tables:     [S, W] int32, pad -1
 max_seqlen_q:     most rows of a sequence; max_seqlen_k: longest of seq_lens
 returns:          [T, H, D], q's dtype
 Cache positions past a length are never read into the result, whatever they hold.
+
+The twin `flash_attn` has no kernel for float32, for head_dim over 256 or for one that is no multiple
+of 8; it hands such a call, by its dtype and head_dim alone, to the twin `triton`.
 """

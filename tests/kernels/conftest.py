@@ -33,6 +33,7 @@ def _load(name: str) -> Any:
 
 cuda_on_host = _load("cuda_on_host")
 sample_rows = _load("sample_rows")
+prefill_rows = _load("prefill_rows")
 on_device = _load("on_device")
 bounds = _load("bounds")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DEVICE_BACKENDS = ("triton", "cuda")
+DEVICE_BACKENDS = ("triton", "cuda", "flash_attn")
 
 
 def moved(value: Any, device: str) -> Any:

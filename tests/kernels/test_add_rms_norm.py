@@ -10,7 +10,7 @@ from stagebeam.kernels import registry
 OP = "add_rms_norm"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1, 1), (0, 8), (3, 7), (64, 256)])
 def test_add_rms_norm(op, shape, dtype) -> None:
     x, residual = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)

@@ -8,7 +8,7 @@ import torch
 OP = "copy_blocks"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("num_layers", [0, 1, 3])
 @pytest.mark.parametrize("pairs", [[], [(0, 6)], [(2, 0), (2, 5), (2, 1), (6, 3)]])
 def test_copy_blocks(op, pairs, num_layers, dtype) -> None:

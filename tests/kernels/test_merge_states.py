@@ -14,7 +14,7 @@ def states(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return scores.softmax(-1) @ v, scores.logsumexp(-1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("scale", [1.0, 200.0])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (0, 2, 4), (5, 3, 7), (64, 8, 32)])
 def test_two_halves_make_the_whole(op, shape, scale, dtype) -> None:
@@ -29,7 +29,12 @@ def test_two_halves_make_the_whole(op, shape, scale, dtype) -> None:
     out, lse = op(*parts)
     assert out.dtype == dtype
     assert lse.dtype == lse_dtype
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 2.0**-5}[dtype]
+    tolerance = {
+        torch.float64: 1e-12,
+        torch.float32: 1e-4,
+        torch.bfloat16: 2.0**-5,
+        torch.float16: 2.0**-8,
+    }[dtype]
     exact_out, exact_lse = states(scores, v)
     torch.testing.assert_close(out.double(), exact_out, rtol=0, atol=tolerance)
     torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-6, atol=1e-5)

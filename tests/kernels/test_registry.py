@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,6 +83,22 @@ def test_auto_takes_what_can_run_op_by_op(plant: Any) -> None:
     assert rows["silu_mul", "native"] is None
     assert rows["rms_norm", "native"] == "needs AVX2"
     assert rows["rms_norm", "reference"] is None
+
+
+def test_auto_on_cuda_asks_flash_attention_first(plant: Any) -> None:
+    reference = registry.load("prefill_attention", "reference")
+
+    @functools.wraps(reference)
+    def prefill_attention() -> None: ...
+
+    plant("prefill_attention", "flash_attn", prefill_attention=prefill_attention)
+    num_lacking = len(registry.OPS) - 1
+    assert registry.resolve("auto", "cuda:0").prefill_attention is prefill_attention
+    assert registry.resolve("auto", "cpu").prefill_attention is not prefill_attention
+    with pytest.raises(ValueError, match=rf"cannot run {num_lacking} of") as refused:
+        registry.resolve("flash_attn", "cuda:0")
+    assert "rms_norm: not implemented: there is no flash_attn.py" in str(refused.value)
+    assert "prefill_attention" not in str(refused.value)
 
 
 def test_another_signature_fails_at_registration(plant: Any) -> None:

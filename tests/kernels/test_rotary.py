@@ -31,7 +31,7 @@ def naive(x: Tensor, cos_sin: Tensor, positions: Tensor) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", CASES)
 def test_rotary(op, case, dtype) -> None:
     num_rows, num_heads, num_kv_heads, head_dim = case
@@ -41,7 +41,7 @@ def test_rotary(op, case, dtype) -> None:
     positions = torch.randint(0, 50, (num_rows,))
     exact = [naive(x.double(), cos_sin.double(), positions) for x in (q, k)]
     assert op(q, k, cos_sin, positions) is None
-    roundings = {torch.float32: 1e-6, torch.bfloat16: 2.0**-6}[dtype]
+    roundings = {torch.float32: 1e-6, torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9}[dtype]
     for got, wanted in zip((q, k), exact):
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), wanted, rtol=0, atol=roundings * 3)
@@ -59,7 +59,7 @@ def test_it_writes_through_views_of_the_fused_projection(op) -> None:
     assert torch.equal(v, expected[2])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_reference_rounds_as_hugging_face(dtype) -> None:
     q, k = torch.randn(31, 4, 16).to(dtype), torch.randn(31, 2, 16).to(dtype)
     cos_sin, positions = cos_sin_table(40, 16), torch.randperm(40)[:31]

@@ -18,7 +18,7 @@ def stored(cache: Tensor, new: Tensor, slots: list[int]) -> Tensor:
     return flat.view(cache.shape)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "slots",
     [

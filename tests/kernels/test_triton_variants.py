@@ -1,9 +1,11 @@
-"""What the Triton kernels have beside their ops: the unshared branch attention, refused strides."""
+"""What the Triton kernels have beside their ops: the unshared branch attention, half-precision
+logits, refused strides."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from sample_rows import mixed_rows
 
 triton_launch = pytest.importorskip("stagebeam.kernels.triton_launch", exc_type=ImportError)
 pytestmark = pytest.mark.skipif(
@@ -30,6 +32,19 @@ def test_every_row_reading_its_trunk_for_itself_changes_nothing(paged) -> None:
     shared = triton_kernel.branch_attention(*arguments)
     alone = triton_kernel.branch_attention_unshared(*arguments)
     torch.testing.assert_close(alone, shared, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_are_sampled_as_if_widened_first(dtype) -> None:
+    from stagebeam.kernels.sample_step.triton_kernel import sample_step
+
+    arguments = mixed_rows(24, 300)
+    logits = arguments.pop("logits").to(dtype)
+    got = sample_step(logits, **arguments)
+    wanted = sample_step(logits.float(), **arguments)
+    assert got[1].dtype == torch.float32
+    for half, full in zip(got, wanted, strict=True):
+        assert torch.equal(half, full)
 
 
 def test_strided_columns_are_refused() -> None:

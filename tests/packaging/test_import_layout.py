@@ -24,7 +24,7 @@ for part in ("engine", "bindings", "training", "kernels"):
     package = importlib.import_module("stagebeam." + part)
     folders = list(package.__path__)
     names += [m.name for m in pkgutil.walk_packages(folders, package.__name__ + ".")]
-optional = (".triton_", ".cuda.")  # need packages that are no dependency
+optional = (".triton_", ".cuda.", ".flash_attn.")  # need packages that are no dependency
 for name in dict.fromkeys(names):
     if not any(part in name + "." for part in optional):
         importlib.import_module(name)
