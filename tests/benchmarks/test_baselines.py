@@ -184,7 +184,9 @@ def test_forced_lengths_are_the_same_for_all(strategy, model, engine, short) -> 
 
 def test_generated_verdicts_run_here_too(engine, short) -> None:
     usage = Ours(engine).answer(short(PUBLISHED_JUDGE)).usage
-    assert usage.judge_completion_tokens == SHORT.verdict * 6
+    # Two gates and a match a stage; a match that a gate has decided is not asked.
+    assert usage.judge_calls in (5, 6)
+    assert usage.judge_completion_tokens == SHORT.verdict * usage.judge_calls
 
 
 def test_a_recorder_leaves_the_engine_as_it_was(engine, short) -> None:
