@@ -161,7 +161,10 @@ def test_leaving_the_block_cancels(run, engine, image, free_sampling) -> None:
 def test_a_deadline(run, engine, image, free_sampling) -> None:
     async def main(asked: AsyncEngine) -> None:
         sampling = free_sampling(100, ignore_eos=True)
-        handle = await asked.submit("a?", image, sampling=sampling, deadline_seconds=0.05)
+        wide = SearchParams(beam_size=16)
+        handle = await asked.submit(
+            "a?", image, search=wide, sampling=sampling, deadline_seconds=0.03
+        )
         events = [event async for event in handle.events()]
         assert isinstance(events[-1], Failed)
         assert events[-1].code == "deadline"

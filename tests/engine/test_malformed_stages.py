@@ -142,8 +142,8 @@ def joining_engine(make_engine, monkeypatch) -> Engine:
     def joined(tokenizer):
         return [b"><" if piece == b">." else piece for piece in token_bytes(tokenizer)]
 
-    monkeypatch.setattr("stagebeam.engine.engine.token_bytes", joined)
-    return make_engine()
+    monkeypatch.setattr("stagebeam.engine.parts.token_bytes", joined)
+    return make_engine(backend="reference")
 
 
 @pytest.mark.parametrize("strategy", ["stage_beam", "greedy"])

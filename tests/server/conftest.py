@@ -124,3 +124,16 @@ def served(shared_server: Served) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def scene_path() -> Path:
     return SCENE
+
+
+@pytest.fixture
+def slow_engine(served, monkeypatch) -> None:
+    """Decoding takes seconds: the bundled model is done before a client has looked."""
+    runner = served.engine._loop._runner
+    decode = runner.decode
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.3)
+        return decode(*arguments)
+
+    monkeypatch.setattr(runner, "decode", slow)

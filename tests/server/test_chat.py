@@ -229,12 +229,12 @@ def test_models(served) -> None:
     assert model.stagebeam["stages"] == ["summary", "caption", "reasoning", "conclusion"]
 
 
-def test_a_deadline(served) -> None:
+def test_a_deadline(served, slow_engine) -> None:
     with pytest.raises(openai.InternalServerError, match="no answer within") as caught:
         served.client().chat.completions.create(
             model="shapes",
             messages=served.messages(),
-            extra_body={"beam_size": 16, "deadline_seconds": 0.05},
+            extra_body={"beam_size": 4, "deadline_seconds": 0.05},
         )
     assert caught.value.status_code == 504
     with (
@@ -243,7 +243,7 @@ def test_a_deadline(served) -> None:
             model="shapes",
             messages=served.messages(),
             stream=True,
-            extra_body={"beam_size": 16, "deadline_seconds": 0.2},
+            extra_body={"beam_size": 4, "deadline_seconds": 0.5},
         ) as stream,
     ):
         list(stream)

@@ -137,9 +137,8 @@ def test_a_question_from_drop_to_answer(page, served, scene_path) -> None:
     assert page.execute_script(CONTRAST) == []
 
 
-def test_cancel_in_the_middle(page, served) -> None:
+def test_cancel_in_the_middle(page, served, slow_engine) -> None:
     open_options(page)
-    write(page, "beam", "16")
     write(page, "question", served.question)
     page.find_element(By.ID, "ask").click()
     until(page, lambda: page.find_elements(By.CSS_SELECTOR, ".candidate.live"))
