@@ -6,7 +6,6 @@ rounds and what their prompts share are those of a real search.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 

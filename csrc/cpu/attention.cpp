@@ -151,6 +151,12 @@ void AttentionPlan::plan_cross(const CrossRows& given, const AttentionShape& sha
   }
 }
 
+bool AttentionPlan::has_row_of(int64_t item, const uint8_t* is_marked) const {
+  const Item& rows = items_[item];
+  return std::any_of(is_marked + rows.row_begin, is_marked + rows.row_end,
+                     [](uint8_t mark) { return mark != 0; });
+}
+
 void AttentionPlan::store_row(const AttentionLayer& layer, int64_t row,
                               AttentionScratch& scratch) const {
   for (int64_t h = 0; h < layer.shape.num_kv_heads; ++h) store_head(layer, row, h, scratch);

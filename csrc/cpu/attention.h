@@ -98,6 +98,9 @@ class AttentionPlan {
   // barrier, before it attends. Decode items do it themselves.
   void store_row(const AttentionLayer& layer, int64_t row, AttentionScratch& scratch) const;
 
+  // Whether one of the item's rows is marked, [num_rows].
+  bool has_row_of(int64_t item, const uint8_t* is_marked) const;
+
   // Runs one item; every item runs once a layer, in any order, on any thread.
   void run_item(const AttentionLayer& layer, int64_t item, AttentionScratch& scratch);
 
