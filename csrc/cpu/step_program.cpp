@@ -164,7 +164,7 @@ void StepProgram::work(const Pass& pass, int part, int parts) {
         run_self_attention(op, pass, part, parts, i);
         break;
       case Kind::kCrossAttention:
-        run_cross_attention(op, pass, part, i);
+        run_cross_attention(op, part, parts, i);
         break;
       case Kind::kResidualLinear:
         run_residual_linear(op, pass, part, parts);
@@ -234,18 +234,24 @@ void StepProgram::run_self_attention(const Op& op, const Pass& pass, int part, i
   layer.slots = pass.slots;
   layer.out = attended_.data();
   layer.out_stride = q_size;
+  attend(self_plan_, layer, part, parts, index);
+}
+
+void StepProgram::attend(AttentionPlan& plan, const AttentionLayer& layer, int part, int parts,
+                         size_t index) {
   AttentionScratch& scratch = workers_[part].attention;
-  if (pass.prefill != nullptr) {
-    for (int64_t r = part; r < pass.num_rows; r += parts) self_plan_.store_row(layer, r, scratch);
-    pool_->barrier();
+  for (int64_t unit = part; unit < plan.num_units(); unit += parts) {
+    plan.prepare_unit(layer, unit, scratch);
   }
-  for (int64_t item; (item = next_item_[index].fetch_add(1, std::memory_order_relaxed)) <
-                     self_plan_.num_items();) {
-    self_plan_.run_item(layer, item, scratch);
+  pool_->barrier();
+  const int64_t num_items = plan.num_items();
+  for (int64_t item = part; item < num_items;
+       item = parts + next_item_[index].fetch_add(1, std::memory_order_relaxed)) {
+    plan.run_item(layer, item, scratch);
   }
 }
 
-void StepProgram::run_cross_attention(const Op& op, const Pass&, int part, size_t index) {
+void StepProgram::run_cross_attention(const Op& op, int part, int parts, size_t index) {
   AttentionLayer layer{};
   layer.shape = cross_plan_.shape();
   layer.cache = cross_caches_[op.cache];
@@ -255,10 +261,7 @@ void StepProgram::run_cross_attention(const Op& op, const Pass&, int part, size_
   layer.eps = shape_.eps;
   layer.out = attended_.data();
   layer.out_stride = shape_.num_heads * shape_.head_dim;
-  for (int64_t item; (item = next_item_[index].fetch_add(1, std::memory_order_relaxed)) <
-                     cross_plan_.num_items();) {
-    cross_plan_.run_item(layer, item, workers_[part].attention);
-  }
+  attend(cross_plan_, layer, part, parts, index);
 }
 
 void StepProgram::finish(const Pass& pass, int part, int parts) {

@@ -123,7 +123,8 @@ class StepProgram {
   void run_norm_linear(const Op& op, const Pass& pass, int part, int parts);
   void run_residual_linear(const Op& op, const Pass& pass, int part, int parts);
   void run_self_attention(const Op& op, const Pass& pass, int part, int parts, size_t index);
-  void run_cross_attention(const Op& op, const Pass& pass, int part, size_t index);
+  void run_cross_attention(const Op& op, int part, int parts, size_t index);
+  void attend(AttentionPlan& plan, const AttentionLayer& layer, int part, int parts, size_t index);
   void finish(const Pass& pass, int part, int parts);
   const std::vector<RowRun>& runs(RowSet rows) const;
   // The norms of rows begin .. end - 1 of `source`: every thread's own copy of a few rows, one
