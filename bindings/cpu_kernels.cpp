@@ -39,6 +39,7 @@ AttentionLayer make_layer(Address q, int64_t q_stride, Address keys, Address val
 
 void run_all(AttentionPlan& plan, const AttentionLayer& layer) {
   AttentionScratch scratch;
+  for (int64_t i = 0; i < plan.num_units(); ++i) plan.prepare_unit(layer, i, scratch);
   for (int64_t i = 0; i < plan.num_items(); ++i) plan.run_item(layer, i, scratch);
 }
 

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stagebeam.engine.models.forward import (
-    BranchAttention,
-    ForwardBatch,
-    KVLayers,
-    PrefillAttention,
-)
+from stagebeam.engine.models.forward import ForwardBatch, KVLayers, PrefillAttention
 from stagebeam.engine.models.loader import build_native_model, read_spec
+from stagebeam.engine.models.native import DecodeAddresses
 from stagebeam.engine.models.safetensors_files import SafetensorsFiles
 from stagebeam.kernels.registry import resolve
 
 BLOCK_SIZE = 16
+_PAUSE = 0.05  # seconds in which OpenMP's threads, which made the tensors, stop spinning
 # Keys and values are kept in the format beside the weights'.
 KV_DTYPES = {"float32": torch.float32}
 
@@ -42,7 +40,6 @@ class NativeRun:
             num_threads=num_threads,
         )
         self._kv_dtype = KV_DTYPES.get(weight_format, torch.bfloat16)
-        self._num_steps = 0
 
     @property
     def decode_bytes(self) -> int:
@@ -63,18 +60,17 @@ class NativeRun:
         """Cache the prompts, each for `branches` branches of at most num_tokens; seconds."""
         length, spec = len(prompts[0]), self.model.spec
         assert length % BLOCK_SIZE == 0, "a trunk is whole blocks"
-        self._trunk_blocks = length // BLOCK_SIZE
+        trunk_blocks = length // BLOCK_SIZE
         tail = -(-num_tokens // BLOCK_SIZE)
         rows = len(prompts) * branches
-        ids = np.arange(len(prompts) * self._trunk_blocks + rows * tail, dtype=np.int32)
-        self._trunks = ids[: len(prompts) * self._trunk_blocks].reshape(len(prompts), -1)
+        ids = np.arange(len(prompts) * trunk_blocks + rows * tail, dtype=np.int32)
+        self._trunks = ids[: len(prompts) * trunk_blocks].reshape(len(prompts), -1)
         self._tails = ids[self._trunks.size :].reshape(rows, tail)
         shape = (len(ids), BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
         self._kv: KVLayers = [
             (torch.zeros(shape, dtype=self._kv_dtype), torch.zeros(shape, dtype=self._kv_dtype))
             for _ in range(spec.num_layers)
         ]
-        self._length, self._branches, self._num_steps = length, branches, 0
         positions = np.tile(np.arange(length), len(prompts))
         slots = self._trunks.repeat(BLOCK_SIZE, 1) * BLOCK_SIZE + np.arange(length) % BLOCK_SIZE
         batch = ForwardBatch(
@@ -90,37 +86,73 @@ class NativeRun:
             ),
             output_rows=torch.arange(1, len(prompts) + 1) * length - 1,
         )
+        time.sleep(_PAUSE)
         began = time.perf_counter()
         hidden = self.model.forward(batch, self._kv, [])
-        first = self.model.logits(hidden).argmax(-1)
+        first = torch.from_numpy(self.model.logits(hidden).numpy().argmax(-1))
         seconds = time.perf_counter() - began
-        self._tokens = first.repeat_interleave(branches)
+        self._start_decoding(first.repeat_interleave(branches), length, branches)
         return seconds
 
     def step(self) -> float:
-        """One greedy token a branch; seconds."""
-        rows, at = len(self._tails), self._num_steps
-        groups = rows // self._branches
-        slots = self._tails[:, at // BLOCK_SIZE] * BLOCK_SIZE + at % BLOCK_SIZE
-        batch = ForwardBatch(
-            token_ids=self._tokens,
-            positions=torch.full((rows,), self._length + at),
-            slot_mapping=_int32(slots),
-            attention=BranchAttention(
-                group_offsets=_int32(np.arange(groups + 1) * self._branches),
-                row_group=_int32(np.repeat(np.arange(groups), self._branches)),
-                trunk_tables=_int32(self._trunks),
-                trunk_lens=_int32(np.full(groups, self._length)),
-                tail_tables=_int32(self._tails),
-                tail_lens=_int32(np.full(rows, at + 1)),
-                max_group_rows=self._branches,
-            ),
-        )
+        """One greedy token a branch, as the engine's decode step takes it; seconds."""
         began = time.perf_counter()
-        hidden = self.model.forward(batch, self._kv, [])
-        self._tokens = self.model.logits(hidden).argmax(-1)
-        self._num_steps += 1
+        self.model.decode_steps(1, self._addresses, self._kv, [], self._tables, self._eos_ids)
         return time.perf_counter() - began
+
+    def _start_decoding(self, first: Tensor, length: int, branches: int) -> None:
+        """The arrays that decode steps read and advance: greedy rows without tags or an end."""
+        rows = len(first)
+        groups = rows // branches
+        self._tables = _NoTags(
+            torch.zeros((1, self.model.spec.vocab_size), dtype=torch.int16), _int32(np.full(1, -1))
+        )
+        self._eos_ids = torch.zeros(0, dtype=torch.int64)
+
+        def filled(value: float, dtype: torch.dtype) -> Tensor:
+            return torch.full((rows,), value, dtype=dtype)
+
+        state = [
+            first.clone(),
+            filled(length, torch.int64),
+            filled(0, torch.int32),
+            filled(0, torch.int32),
+        ]
+        offsets, trunks = _int32(np.arange(groups + 1) * branches), _int32(self._trunks)
+        lengths, tails = _int32(np.full(groups, length)), _int32(self._tails)
+        sampling = [
+            *(filled(0, torch.int64), filled(0, torch.int64), filled(0, torch.float32)),
+            *(filled(0, torch.int32), filled(1, torch.float32), filled(0, torch.float32)),
+            *(filled(0, torch.int64), filled(1, torch.bool), filled(1 << 30, torch.int32)),
+        ]
+        sampled = [
+            *(filled(0, torch.int64), filled(0, torch.float32)),
+            *(filled(0, torch.int32), filled(0, torch.int8)),
+        ]
+        # The addresses are of these.
+        self._held = [*state, offsets, trunks, lengths, tails, *sampling, *sampled]
+
+        def at(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+            return tuple(tensor.data_ptr() for tensor in tensors)
+
+        self._addresses = DecodeAddresses(
+            state=(rows, BLOCK_SIZE, *at(state)),
+            groups=(
+                *(groups, *at([offsets, trunks]), trunks.shape[1]),
+                *(*at([lengths, tails]), tails.shape[1]),
+            ),
+            images=(0, 0, 0, 0),
+            sampling=at(sampling),
+            sampled=at(sampled),
+        )
+
+
+@dataclass(frozen=True)
+class _NoTags:
+    """One state that no token leaves."""
+
+    next_state: Tensor
+    accept_tag: Tensor
 
 
 def _int32(values: np.ndarray) -> Tensor:

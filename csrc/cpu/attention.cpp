@@ -42,8 +42,8 @@ void AttentionPlan::reset(int64_t num_rows, const AttentionShape& shape, bool is
   sources_.clear();
   items_.clear();
   rows_.assign(num_rows, Row{0, nullptr});
-  stores_new_ = false;
   max_splits_ = 0;
+  queries_.resize(num_rows * shape.num_heads * padded(shape.head_dim));
   const int64_t num_counters = is_split ? num_rows * shape.num_kv_heads : 0;
   if (num_counters > num_counters_) {
     num_done_ = std::make_unique<std::atomic<int32_t>[]>(num_counters);
@@ -64,7 +64,6 @@ void AttentionPlan::add_split_items(int32_t source, int32_t begin, int32_t end, 
 void AttentionPlan::plan_branches(const BranchRows& given, const AttentionShape& shape,
                                   int num_threads) {
   reset(given.num_rows, shape, true);
-  stores_new_ = true;
   int64_t num_splits = 0;
   for (int64_t g = 0; g < given.num_groups; ++g) {
     const int64_t trunk = given.trunk_width > 0 ? given.trunk_lens[g] : 0;
@@ -157,9 +156,15 @@ bool AttentionPlan::has_row_of(int64_t item, const uint8_t* is_marked) const {
                      [](uint8_t mark) { return mark != 0; });
 }
 
-void AttentionPlan::store_row(const AttentionLayer& layer, int64_t row,
-                              AttentionScratch& scratch) const {
-  for (int64_t h = 0; h < layer.shape.num_kv_heads; ++h) store_head(layer, row, h, scratch);
+void AttentionPlan::prepare_unit(const AttentionLayer& layer, int64_t unit,
+                                 AttentionScratch& scratch) {
+  const int64_t row = unit / shape_.num_kv_heads, kv_head = unit % shape_.num_kv_heads;
+  if (layer.new_keys != nullptr) store_head(layer, row, kv_head, scratch);
+  if (rows_[row].limit == 0) return;
+  const int64_t group = shape_.num_heads / shape_.num_kv_heads, width = padded(shape_.head_dim);
+  for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
+    load_query(layer, row, h, queries_.data() + (row * shape_.num_heads + h) * width, scratch);
+  }
 }
 
 void AttentionPlan::store_head(const AttentionLayer& layer, int64_t row, int64_t kv_head,
@@ -252,14 +257,6 @@ int64_t AttentionPlan::kv_bytes(const AttentionShape& shape, CacheFormat format)
 void AttentionPlan::run_item(const AttentionLayer& layer, int64_t index,
                              AttentionScratch& scratch) {
   const Item& item = items_[index];
-  if (stores_new_ && layer.new_keys != nullptr) {
-    for (int64_t r = item.row_begin; r < item.row_end; ++r) {
-      // A row's last split holds its new token; only this item reads it.
-      if ((rows_[r].limit - 1) / kSplitTokens == item.split) {
-        for (int64_t h = item.kv_begin; h < item.kv_end; ++h) store_head(layer, r, h, scratch);
-      }
-    }
-  }
   for (int64_t h = item.kv_begin; h < item.kv_end; ++h) run_tiles(layer, item, h, scratch);
 }
 
@@ -284,7 +281,6 @@ void AttentionPlan::run_tiles(const AttentionLayer& layer, const Item& item, int
   };
   const KvHead shared = head_of(source.table, 0, std::max<int64_t>(source.first_slot, 0));
   const bool is_split = item.split != kAll;
-  scratch.queries.resize(kMaxTileQueries * width);
   scratch.states.resize(kMaxTileQueries * stride);
   scratch.folded.resize(kMaxTileQueries * stride);
   Query queries[kMaxTileQueries];
@@ -300,26 +296,19 @@ void AttentionPlan::run_tiles(const AttentionLayer& layer, const Item& item, int
         const bool has_tail = rows_[r].tail_table != nullptr;
         tails[r - row] = head_of(rows_[r].tail_table, source.length, 0);
         for (int64_t h = 0; h < heads; ++h, ++count) {
-          float* query = scratch.queries.data() + count * width;
-          load_query(layer, r, kv_head * group + head + h, query, scratch);
-          queries[count] = {query, rows_[r].limit, has_tail ? &tails[r - row] : nullptr};
+          const int64_t place = r * s.num_heads + kv_head * group + head + h;
+          queries[count] = {queries_.data() + place * width, rows_[r].limit,
+                            has_tail ? &tails[r - row] : nullptr,
+                            is_split ? states_.data() + (place * max_splits_ + item.split) * stride
+                                     : scratch.states.data() + count * stride};
         }
         longest = std::max(longest, rows_[r].limit);
       }
-      Tile tile{&layout, &shared, 0, 0, source.length, queries, count, scratch.states.data(),
-                stride};
+      Tile tile{&layout, &shared, 0, 0, source.length, queries, count};
       if (is_split) {
         tile.begin = item.split * kSplitTokens;
         tile.end = std::min(tile.begin + kSplitTokens, longest);
         k.attend(tile);
-        count = 0;
-        for (int64_t r = row; r < end; ++r) {
-          for (int64_t h = 0; h < heads; ++h, ++count) {
-            const int64_t at = (r * s.num_heads + kv_head * group + head + h) * max_splits_;
-            std::copy_n(tile.states + count * stride, stride,
-                        states_.data() + (at + item.split) * stride);
-          }
-        }
         continue;
       }
       for (int64_t q = 0; q < count; ++q) {
@@ -330,8 +319,7 @@ void AttentionPlan::run_tiles(const AttentionLayer& layer, const Item& item, int
         tile.end = std::min(begin + kSplitTokens, longest);
         k.attend(tile);
         for (int64_t q = 0; q < count; ++q) {
-          k.fold_states(tile.states + q * stride, 1, s.head_dim,
-                        scratch.folded.data() + q * stride);
+          k.fold_states(queries[q].state, 1, s.head_dim, scratch.folded.data() + q * stride);
         }
       }
       count = 0;

@@ -81,7 +81,7 @@ struct CrossRows {
 
 // A thread's working memory.
 struct AttentionScratch {
-  std::vector<float> queries, states, folded, head;
+  std::vector<float> states, folded, head;
 };
 
 class AttentionPlan {
@@ -94,9 +94,10 @@ class AttentionPlan {
   int64_t num_items() const { return static_cast<int64_t>(items_.size()); }
   const AttentionShape& shape() const { return shape_; }
 
-  // Rotates and stores row `row`'s new keys and values; prefill does this for all rows, with a
-  // barrier, before it attends. Decode items do it themselves.
-  void store_row(const AttentionLayer& layer, int64_t row, AttentionScratch& scratch) const;
+  // Makes one row's queries of one KV head ready, and stores its new key and value. All units run
+  // before any item, in any order, on any thread.
+  int64_t num_units() const { return static_cast<int64_t>(rows_.size()) * shape_.num_kv_heads; }
+  void prepare_unit(const AttentionLayer& layer, int64_t unit, AttentionScratch& scratch);
 
   // Whether one of the item's rows is marked, [num_rows].
   bool has_row_of(int64_t item, const uint8_t* is_marked) const;
@@ -140,8 +141,8 @@ class AttentionPlan {
   std::vector<Source> sources_;
   std::vector<Row> rows_;
   std::vector<Item> items_;
-  bool stores_new_ = false;
   int64_t max_splits_ = 0;
+  std::vector<float> queries_;                        // [num_rows, num_heads, padded(head_dim)]
   std::vector<float> states_;                         // [num_rows, num_heads, max_splits] states
   std::unique_ptr<std::atomic<int32_t>[]> num_done_;  // [num_rows, num_kv_heads] splits
   int64_t num_counters_ = 0;

@@ -102,11 +102,11 @@ struct Values {
 // states[q] += weight * value, token by token, for Q queries and V vectors of the head.
 template <typename Element, int Q, int V>
 STAGEBEAM_INLINE void accumulate_part(const Values<Element>& values, int64_t count, int64_t first,
-                                      const float (*weights)[kSplitTokens], float* states,
-                                      int64_t state_stride, int64_t d, int64_t partial) {
+                                      const float (*weights)[kSplitTokens], const Query* queries,
+                                      int64_t d, int64_t partial) {
   Lanes acc[Q][V];
   for (int q = 0; q < Q; ++q) {
-    for (int v = 0; v < V; ++v) acc[q][v] = load(states + q * state_stride + d + v * kLanes);
+    for (int v = 0; v < V; ++v) acc[q][v] = load(queries[q].state + d + v * kLanes);
   }
   for (int64_t t = 0; t < count; ++t) {
     const Element* row = values.rows[t] + d;
@@ -122,33 +122,32 @@ STAGEBEAM_INLINE void accumulate_part(const Values<Element>& values, int64_t cou
     }
   }
   for (int q = 0; q < Q; ++q) {
-    for (int v = 0; v < V; ++v) store(states + q * state_stride + d + v * kLanes, acc[q][v]);
+    for (int v = 0; v < V; ++v) store(queries[q].state + d + v * kLanes, acc[q][v]);
   }
 }
 
 template <typename Element, int Q>
 inline void accumulate_queries(const Values<Element>& values, int64_t count, int64_t first,
                                int64_t head_dim, const float (*weights)[kSplitTokens],
-                               float* states, int64_t state_stride) {
+                               const Query* queries) {
   constexpr int V = Q == 1 ? 8 : Q == 2 ? 4 : 2;
   const int64_t whole = head_dim / kLanes * kLanes;
   int64_t d = 0;
   for (; d + V * kLanes <= whole; d += V * kLanes) {
-    accumulate_part<Element, Q, V>(values, count, first, weights, states, state_stride, d, 0);
+    accumulate_part<Element, Q, V>(values, count, first, weights, queries, d, 0);
   }
   for (; d < whole; d += kLanes) {
-    accumulate_part<Element, Q, 1>(values, count, first, weights, states, state_stride, d, 0);
+    accumulate_part<Element, Q, 1>(values, count, first, weights, queries, d, 0);
   }
   if (d < head_dim) {
-    accumulate_part<Element, Q, 1>(values, count, first, weights, states, state_stride, d,
-                                   head_dim - d);
+    accumulate_part<Element, Q, 1>(values, count, first, weights, queries, d, head_dim - d);
   }
 }
 
 template <typename Element>
 inline void accumulate(const KvLayout& layout, const KvHead& kv, int64_t begin, int64_t end,
-                       int64_t origin, const float (*weights)[kSplitTokens], int64_t num_queries,
-                       float* states, int64_t state_stride) {
+                       int64_t origin, const float (*weights)[kSplitTokens], const Query* queries,
+                       int64_t num_queries) {
   Values<Element> values;
   for (int64_t t = begin; t < end; t += 8) {
     token_rows(layout, kv.values, kv.table, t - kv.first_token, end - kv.first_token,
@@ -162,8 +161,7 @@ inline void accumulate(const KvLayout& layout, const KvHead& kv, int64_t begin, 
   int64_t q = 0;
   auto part = [&](auto width) {
     accumulate_queries<Element, decltype(width)::value>(values, end - begin, begin - origin,
-                                                        layout.head_dim, weights + q,
-                                                        states + q * state_stride, state_stride);
+                                                        layout.head_dim, weights + q, queries + q);
     q += decltype(width)::value;
   };
   while (num_queries - q >= 4) part(std::integral_constant<int, 4>{});
@@ -197,7 +195,7 @@ template <typename Element>
 void attend_format(const Tile& tile) {
   alignas(64) float scores[kMaxTileQueries][kSplitTokens];
   const KvLayout& layout = *tile.layout;
-  const int64_t stride = tile.state_stride, shared_end = std::min(tile.end, tile.shared_end);
+  const int64_t shared_end = std::min(tile.end, tile.shared_end);
   if (tile.begin < shared_end) {
     score<Element>(layout, *tile.shared, tile.begin, shared_end, tile.begin, tile.queries,
                    tile.num_queries, scores);
@@ -217,7 +215,7 @@ void attend_format(const Tile& tile) {
                    scores + q);
   });
   for (int64_t q = 0; q < tile.num_queries; ++q) {
-    float* state = tile.states + q * stride;
+    float* state = tile.queries[q].state;
     const int64_t count = std::min(tile.end, tile.queries[q].limit) - tile.begin;
     for (int64_t d = 0; d < padded(layout.head_dim); ++d) state[d] = 0;
     float* tail = state + padded(layout.head_dim);
@@ -231,11 +229,11 @@ void attend_format(const Tile& tile) {
   }
   if (tile.begin < shared_end) {
     accumulate<Element>(layout, *tile.shared, tile.begin, shared_end, tile.begin, scores,
-                        tile.num_queries, tile.states, stride);
+                        tile.queries, tile.num_queries);
   }
   each_tail([&](int64_t q, int64_t count, int64_t begin, int64_t end) {
-    accumulate<Element>(layout, *tile.queries[q].tail, begin, end, tile.begin, scores + q, count,
-                        tile.states + q * stride, stride);
+    accumulate<Element>(layout, *tile.queries[q].tail, begin, end, tile.begin, scores + q,
+                        tile.queries + q, count);
   });
 }
 

@@ -84,6 +84,14 @@ bool has_avx512_vnni() {
 #endif
 }
 
+bool has_avx512_bf16() {
+#if defined(__x86_64__)
+  return available_isas().back() == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 Isa active_isa() {
   int value = active.load(std::memory_order_relaxed);
   if (value == kUnset) {

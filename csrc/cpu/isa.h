@@ -24,6 +24,8 @@ std::vector<Isa> available_isas();
 
 // Whether 8-bit dot products of AVX-512 (VNNI) may be used; only ever true beside kAvx512.
 bool has_avx512_vnni();
+// Whether AVX-512's bfloat16 dot products may be used; only ever true beside kAvx512.
+bool has_avx512_bf16();
 
 // The best available one, or the one that the environment variable STAGEBEAM_ISA names.
 // Throws std::invalid_argument where that is unknown or not available here.

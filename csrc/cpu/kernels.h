@@ -42,18 +42,20 @@ struct KvHead {
 //   query:  [head_dim padded to 8] with zeros, already times the softmax scale
 //   limit:  attends to the tokens before this one
 //   tail:   where tokens from `shared_end` on are; unused where limit <= shared_end
+//   state:  [state_size] what comes out: the sum of weighted values (head_dim padded to 8), then
+//   the
+//           largest score, then the sum of weights (0 where it attends to none of the split)
 struct Query {
   const float* query;
   int64_t limit;
   const KvHead* tail;
+  float* state;
 };
 
 constexpr int64_t kMaxTileQueries = 64;
 constexpr int64_t kSplitTokens = 64;  // attention is summed in splits that start at its multiples
 
-// Attention of some queries over one split of tokens: `state` of query i is written at
-// states + i * state_stride: [head_dim padded to 8] sum of weighted values, then the largest score,
-// then the sum of weights (0 where the query attends to none of the split).
+// Attention of some queries over one split of tokens.
 //   begin, end: the split, end - begin <= kSplitTokens
 //   shared_end: tokens before it are the same for all queries and read from `shared`
 // Consecutive queries with the same `tail` share its reads.
@@ -65,8 +67,6 @@ struct Tile {
   int64_t shared_end;
   const Query* queries;
   int64_t num_queries;  // at most kMaxTileQueries
-  float* states;
-  int64_t state_stride;
 };
 
 // A state without a single key is zeros, -inf, 0.
@@ -109,6 +109,9 @@ extern const Kernels kGenericKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+// `attend` over bfloat16 caches with AVX-512's bf16 products: queries and softmax weights are
+// rounded to bfloat16 too.
+void attend_bf16_pairs(const Tile& tile);
 #endif
 
 }  // namespace stagebeam::cpu

@@ -190,7 +190,7 @@ void StepProgram::work(const Pass& pass, int part, int parts) {
         run_self_attention(op, pass, part, parts, i);
         break;
       case Kind::kCrossAttention:
-        run_cross_attention(op, pass, part, i);
+        run_cross_attention(op, part, parts, i);
         break;
       case Kind::kResidualLinear:
         run_residual_linear(op, part, parts, i);
@@ -264,15 +264,25 @@ void StepProgram::run_self_attention(const Op& op, const Pass& pass, int part, i
   layer.slots = pass.slots;
   layer.out = attended_.data();
   layer.out_stride = q_size;
-  AttentionScratch& scratch = workers_[part].attention;
-  if (pass.prefill != nullptr) {
-    for (int64_t r = part; r < pass.num_rows; r += parts) self_plan_.store_row(layer, r, scratch);
-    pool_->barrier();
-  }
-  run_items(self_plan_, layer, part, index);
+  attend(self_plan_, layer, part, parts, index);
 }
 
-void StepProgram::run_cross_attention(const Op& op, const Pass&, int part, size_t index) {
+void StepProgram::attend(AttentionPlan& plan, const AttentionLayer& layer, int part, int parts,
+                         size_t index) {
+  AttentionScratch& scratch = workers_[part].attention;
+  for (int64_t unit = part; unit < plan.num_units(); unit += parts) {
+    plan.prepare_unit(layer, unit, scratch);
+  }
+  pool_->barrier();
+  const int64_t num_items = plan.num_items();
+  for (int64_t item = part; item < num_items;
+       item = parts + next_item_[index].fetch_add(1, std::memory_order_relaxed)) {
+    if (is_for_outputs(index) && !plan.has_row_of(item, is_output_.data())) continue;
+    plan.run_item(layer, item, scratch);
+  }
+}
+
+void StepProgram::run_cross_attention(const Op& op, int part, int parts, size_t index) {
   AttentionLayer layer{};
   layer.shape = cross_plan_.shape();
   layer.cache = cross_caches_[op.cache];
@@ -282,16 +292,7 @@ void StepProgram::run_cross_attention(const Op& op, const Pass&, int part, size_
   layer.eps = shape_.eps;
   layer.out = attended_.data();
   layer.out_stride = shape_.num_heads * shape_.head_dim;
-  run_items(cross_plan_, layer, part, index);
-}
-
-void StepProgram::run_items(AttentionPlan& plan, const AttentionLayer& layer, int part,
-                            size_t index) {
-  for (int64_t item;
-       (item = next_item_[index].fetch_add(1, std::memory_order_relaxed)) < plan.num_items();) {
-    if (is_for_outputs(index) && !plan.has_row_of(item, is_output_.data())) continue;
-    plan.run_item(layer, item, workers_[part].attention);
-  }
+  attend(cross_plan_, layer, part, parts, index);
 }
 
 void StepProgram::finish(const Pass& pass, int part, int parts) {

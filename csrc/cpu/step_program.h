@@ -130,8 +130,8 @@ class StepProgram {
   void run_norm_linear(const Op& op, int part, int parts, size_t index);
   void run_residual_linear(const Op& op, int part, int parts, size_t index);
   void run_self_attention(const Op& op, const Pass& pass, int part, int parts, size_t index);
-  void run_cross_attention(const Op& op, const Pass& pass, int part, size_t index);
-  void run_items(AttentionPlan& plan, const AttentionLayer& layer, int part, size_t index);
+  void run_cross_attention(const Op& op, int part, int parts, size_t index);
+  void attend(AttentionPlan& plan, const AttentionLayer& layer, int part, int parts, size_t index);
   void finish(const Pass& pass, int part, int parts);
   // After the last self-attention nobody reads a row but the outputs: a prefill drops the others.
   bool is_for_outputs(size_t index) const { return has_few_outputs_ && index >= last_self_; }
