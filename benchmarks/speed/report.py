@@ -32,7 +32,7 @@ CASES: dict[str, tuple[str, ...]] = {
         f"{ONE},ours-int4-one-order,{BF16}-one-order-gate",
     ),
     "midsize": (
-        *("stagebeam.cli", "bench", *MIDSIZE, "--rounds", "3", "--seconds", "60"),
+        *("stagebeam.cli", "bench", *MIDSIZE, "--rounds", "2", "--seconds", "100"),
         *("--contenders", f"hf-published-sampled,hf-strong,{BOTH},{ONE}"),
     ),
     "beam-sizes": (
