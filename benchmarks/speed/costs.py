@@ -121,7 +121,7 @@ class Calibrated:
 
     rows:       the numbers of rows that were timed; between them prices are interpolated
     per_step, per_layer, per_weight_byte, per_vocabulary_entry: seconds, one each a number of rows
-    per_kv_number, per_row_kv_number: a cached number read once for all rows, and once for each
+    per_kv_number: a cached number that so many rows share, in all
     prefill_flops: products a second of a long prefill; encode the same
     """
 
@@ -131,34 +131,27 @@ class Calibrated:
     per_layer: tuple[float, ...]
     per_weight_byte: tuple[float, ...]
     per_vocabulary_entry: tuple[float, ...]
-    per_kv_number: float
-    per_row_kv_number: float
+    per_kv_number: tuple[float, ...]
     prefill_flops: float
     weight_bytes: float
     kv_bytes: int
     memory_bytes: int | None = None
 
     def decode_step(self, spec: ModelSpec, step: Step) -> float:
-        def price(prices: Sequence[float]) -> float:
-            return float(np.interp(step.rows, self.rows, prices))
+        def price(prices: Sequence[float], rows: float = step.rows) -> float:
+            return float(np.interp(rows, self.rows, prices))
 
         width = 2 * spec.num_kv_heads * spec.head_dim
-        once = spec.num_layers * step.trunks * step.trunk_tokens * width
-        each = (
-            step.rows
-            * width
-            * (
-                spec.num_layers * (step.trunk_tokens + step.tail_tokens)
-                + spec.num_cross_layers * step.vision_tokens
-            )
-        )
+        attention = spec.num_layers * (
+            step.trunks * step.trunk_tokens * price(self.per_kv_number, step.rows / step.trunks)
+            + step.rows * step.tail_tokens * price(self.per_kv_number, 1)
+        ) + spec.num_cross_layers * step.vision_tokens * price(self.per_kv_number)
         return (
             price(self.per_step)
             + price(self.per_layer) * (spec.num_layers + spec.num_cross_layers)
             + price(self.per_weight_byte) * spec.num_decode_parameters * self.weight_bytes
             + price(self.per_vocabulary_entry) * spec.vocab_size
-            + self.per_kv_number * (once + spec.num_cross_layers * step.vision_tokens * width)
-            + self.per_row_kv_number * each
+            + attention * width
         )
 
     def prefill(self, spec: ModelSpec, num_tokens: int, context: float) -> float:

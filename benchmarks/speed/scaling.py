@@ -2,7 +2,8 @@
 
 Branches, trunk length and questions in flight on a checkpoint, the vocabulary on drawn models. Each
 sweep's growth is fitted in logarithms over its upper half: 1 is linear, 2 would be quadratic. Beside
-each step stand its floor and what the planner predicts.
+each step stand its floor and what the planner predicts. Sweeps and calibration take turns, twice, and
+the quicker of two times counts: interference only ever slows.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import argparse
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from stagebeam.benchmarks.speed.bench_command import (
     head,
 )
 from stagebeam.benchmarks.speed.bench_table import markdown_table, source_line
-from stagebeam.benchmarks.speed.calibration import calibrate
+from stagebeam.benchmarks.speed.calibration import ModelTimes, prices_of, time_models
 from stagebeam.benchmarks.speed.costs import Calibrated, Costs, Step
 from stagebeam.benchmarks.speed.floor import step_bytes
 from stagebeam.benchmarks.speed.machine_speed import MachineSpeed, measure_machine
@@ -31,6 +33,7 @@ from stagebeam.benchmarks.speed.measure import say
 from stagebeam.benchmarks.speed.statistics import fitted_slope
 from stagebeam.benchmarks.speed.synthetic import SyntheticSize, write_synthetic
 from stagebeam.engine.engine import Engine
+from stagebeam.engine.models.spec import ModelSpec
 
 SWEEPS = {
     "branches": (1, 2, 4, 8, 16, 32, 64),
@@ -39,26 +42,32 @@ SWEEPS = {
     "questions in flight, N=4": (1, 2, 4, 8, 16),
     "vocabulary": (1024, 4096, 16384, 65536, 131072),
 }
-_TRUNK, _ROWS, _NUM_STEPS = 256, 4, 8
+_TRUNK, _ROWS, _NUM_STEPS, _NUM_TURNS = 256, 4, 8, 2
 _DRAWN = SyntheticSize(num_layers=2, hidden_size=192, vocab_size=1024)
 
 
-def run_sweeps(
-    engine: Engine, sweeps: dict[str, Sequence[int]], costs: Costs | None, speed: MachineSpeed
-) -> dict[str, list[dict[str, Any]]]:
-    """Every size of every sweep: seconds a decode step, its floor, and the planner's prediction."""
-    points: dict[str, list[dict[str, Any]]] = {}
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A step of one model, timed."""
+
+    spec: ModelSpec
+    step: Step
+    seconds: float
+
+
+def run_sweeps(engine: Engine, sweeps: dict[str, Sequence[int]]) -> dict[str, list[Timed]]:
+    """A decode step of every size of every sweep."""
+    timed: dict[str, list[Timed]] = {}
     for name, sizes in sweeps.items():
         say(f"sweep: {name}")
-        points[name] = []
+        timed[name] = []
         for size in sizes:
             if name == "vocabulary":
                 with _drawn_engine(size, engine) as drawn:
-                    points[name].append(_point(drawn, step_of(name, size), costs, speed))
+                    timed[name].append(_time(drawn, step_of(name, size)))
             else:
-                points[name].append(_point(engine, step_of(name, size), costs, speed))
-            points[name][-1]["size"] = size
-    return points
+                timed[name].append(_time(engine, step_of(name, size)))
+    return timed
 
 
 def step_of(name: str, size: int) -> Step:
@@ -74,7 +83,7 @@ def step_of(name: str, size: int) -> Step:
     )
 
 
-def _point(engine: Engine, step: Step, costs: Costs | None, speed: MachineSpeed) -> dict[str, Any]:
+def _time(engine: Engine, step: Step) -> Timed:
     spec = engine.spec
     step = replace(step, vision_tokens=spec.tokens_per_tile if spec.vision else 0)
     seconds = step_seconds(
@@ -83,7 +92,14 @@ def _point(engine: Engine, step: Step, costs: Costs | None, speed: MachineSpeed)
         trunk_tokens=step.trunk_tokens,
         num_groups=step.trunks,
         num_steps=_NUM_STEPS,
+        is_best=True,
     )
+    return Timed(spec, step, seconds)
+
+
+def _point(timed: Timed, costs: Costs | None, speed: MachineSpeed) -> dict[str, Any]:
+    """Seconds of the step, its floors, and the planner's prediction."""
+    spec, step, seconds = timed.spec, timed.step, timed.seconds
     if costs is None:
         return {"seconds": seconds}
     read = step_bytes(
@@ -156,20 +172,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     workload = Workload(options)
     speed = measure_machine()
-    costs = None if options.no_prediction else calibrate(options.dtype, options.backend)
     room = workload.spec.max_position_embeddings - 64
     sweeps: dict[str, Sequence[int]] = {
         name: [n for n in sizes if name != "trunk tokens" or n <= room]
         for name, sizes in SWEEPS.items()
     }
-    with Engine(
-        workload.folder,
-        dtype=options.dtype,
-        backend=options.backend,
-        kv_cache_bytes=options.kv_cache_bytes,
-        num_image_slots=2,
-    ) as engine:
-        points = run_sweeps(engine, sweeps, costs, speed)
+    runs, models = [], []
+    for _ in range(_NUM_TURNS):
+        if not options.no_prediction:
+            say("calibration")
+            models.append(time_models(options.dtype, options.backend))
+        with Engine(
+            workload.folder,
+            dtype=options.dtype,
+            backend=options.backend,
+            kv_cache_bytes=options.kv_cache_bytes,
+            num_image_slots=2,
+        ) as engine:
+            runs.append(run_sweeps(engine, sweeps))
+    costs = prices_of(reduce(ModelTimes.best, models), options.dtype) if models else None
+    points = {
+        name: [
+            {"size": size, **_point(min(turns, key=lambda t: t.seconds), costs, speed)}
+            for size, *turns in zip(sizes, *(run[name] for run in runs))
+        ]
+        for name, sizes in sweeps.items()
+    }
     document = {
         **head("scaling", f"Decode step of {options.model}, {options.dtype}", workload, speed),
         "setting": {"dtype": options.dtype},

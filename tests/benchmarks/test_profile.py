@@ -134,7 +134,8 @@ def test_bare_passes_leave_nothing_behind() -> None:
 
 @pytest.mark.slow
 def test_calibration_prices_a_step() -> None:
-    costs = calibrate("float32", "reference", rows=(1, 4), num_steps=2)
+    costs = calibrate("float32", "reference", rows=(1, 4, 32), num_steps=2)
+    assert costs.per_kv_number[2] == pytest.approx(8 * costs.per_kv_number[1])
     step = Step(rows=2, trunk_tokens=100, tail_tokens=10, vision_tokens=10)
     assert costs.decode_step(read_spec(BUNDLED_CHECKPOINT), step) > 0
     assert costs.prefill_flops > 0
