@@ -99,6 +99,9 @@ class AttentionPlan {
   int64_t num_units() const { return static_cast<int64_t>(rows_.size()) * shape_.num_kv_heads; }
   void prepare_unit(const AttentionLayer& layer, int64_t unit, AttentionScratch& scratch);
 
+  // Asks for the cache lines of an item of splits, so that they are near when it runs.
+  void prefetch_item(const AttentionLayer& layer, int64_t item) const;
+
   // Runs one item; every item runs once a layer, in any order, on any thread.
   void run_item(const AttentionLayer& layer, int64_t item, AttentionScratch& scratch);
 
