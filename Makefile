@@ -57,18 +57,20 @@ $(VENV)/.dev: $(VENV)/.installed
 
 # Small benchmarks of every part, beside the recorded run: what got slower is said, nothing fails.
 SUITES := build/suites.json
+RUN_SUITES = mkdir -p build && $(PYTHON) -m pytest benchmarks/suites -q -o addopts= \
+  --import-mode=importlib -p no:cacheprovider --benchmark-only --benchmark-quiet \
+  --benchmark-min-rounds=5 --benchmark-max-time=0.4 --benchmark-disable-gc \
+  --benchmark-json=$(SUITES)
 bench: $(VENV)/.dev
-	mkdir -p build
-	$(PYTHON) -m pytest benchmarks/suites -q -o addopts= --import-mode=importlib -p no:cacheprovider \
-	  --benchmark-only --benchmark-quiet --benchmark-min-rounds=5 --benchmark-max-time=0.4 \
-	  --benchmark-disable-gc --benchmark-json=$(SUITES)
+	$(RUN_SUITES)
 	$(PYTHON) benchmarks/suites/compare.py $(SUITES)
 
-# Make the last `make bench` the recorded run.
-bench-record:
+# The same, made the recorded run.
+bench-record: $(VENV)/.dev
+	$(RUN_SUITES)
 	$(PYTHON) benchmarks/suites/compare.py $(SUITES) --record
 
-# All speed measurements (about 25 minutes on two quiet cores) and the documents they are written into.
+# All speed measurements (about 20 minutes on two quiet cores) and the documents they are written into.
 # It may be stopped: what is done on this commit is not run again. REPORT="--seconds 110" runs a piece.
 REPORT ?=
 bench-report: $(VENV)/.dev

@@ -1,8 +1,9 @@
 """Judge and gate requests: prompts that share their beginnings, prefilled in as few passes as fit.
 
 Prompts are taken in lexicographic order, so that each shares most with the one before it; it forks
-that one at a block boundary and prefills only the rest. A round that does not fit at once goes in
-waves. Mode "logits" reads one hidden state a prompt; mode "generate" decodes a reply.
+that one, or one of the tournament's earlier rounds, at a block boundary and prefills only the rest. A
+round that does not fit at once goes in waves. Mode "logits" reads one hidden state a prompt; mode
+"generate" decodes a reply.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from stagebeam.engine.decoding import Decoder, Track
 from stagebeam.engine.judge.asker import JudgePrompt, PromptResult
+from stagebeam.engine.memory.kept_prompts import KeptPrompt, KeptPrompts, shared_tokens
 from stagebeam.engine.memory.kv_cache import KVCache
 from stagebeam.engine.params import SamplingParams
 from stagebeam.engine.question import Question
@@ -31,7 +33,7 @@ class JudgeRound:
     """A request's prompts and the results so far.
 
     order: indices of the prompts not yet started, lexicographic by tokens
-    seqs:  pool sequences of the wave in flight
+    jobs:  of the wave in flight; each holds a pool sequence
     """
 
     question: Question
@@ -39,8 +41,12 @@ class JudgeRound:
     prompts: list[JudgePrompt]
     results: dict[int, PromptResult] = field(default_factory=dict)
     order: list[int] = field(default_factory=list)
-    seqs: dict[int, int] = field(default_factory=dict)
+    jobs: dict[int, PrefillJob] = field(default_factory=dict)
     hidden: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def seqs(self) -> list[int]:
+        return [job.seq for job in self.jobs.values()]
 
 
 class Judging:
@@ -64,6 +70,7 @@ class Judging:
         self._answer = answer
         self._pause = pause
         self._rounds: dict[int, JudgeRound] = {}
+        self._kept = KeptPrompts(kv_cache.pool)
 
     def start(self, question: Question, request: Judge | Gate) -> bool:
         """Start the request, or the next wave of it; False where not one more prompt fits."""
@@ -82,9 +89,14 @@ class Judging:
 
     def drop(self, question: Question) -> None:
         """Forget a question's round and free its sequences."""
+        self._kept.drop(question.id)
         round_ = self._rounds.pop(question.id, None)
         if round_ is not None:
-            self._kv_cache.pool.release(list(round_.seqs.values()))
+            self._kv_cache.pool.release(round_.seqs)
+
+    def make_room(self) -> bool:
+        """Free the blocks of rounds that are over; False where there are none."""
+        return self._kept.drop_all()
 
     def _open(self, question: Question, request: Judge | Gate) -> JudgeRound:
         prompts = question.asker.write(request)
@@ -102,7 +114,6 @@ class Judging:
         return round_
 
     def _start_wave(self, round_: JudgeRound) -> bool:
-        jobs: list[tuple[int, PrefillJob]] = []
         previous: PrefillJob | None = None
         while round_.order:
             i = round_.order[0]
@@ -110,17 +121,15 @@ class Judging:
             if job is None:
                 break
             round_.order.pop(0)
-            round_.seqs[i] = job.seq
-            jobs.append((i, job))
-            previous = job
-        if not jobs:
+            round_.jobs[i] = previous = job
+        if not round_.jobs:
             return False
         question = round_.question
-        count_blocks(question, self._kv_cache, list(round_.seqs.values()))
-        for i, job in jobs:
+        count_blocks(question, self._kv_cache, [*self._kept.seqs(question.id), *round_.seqs])
+        for i, job in round_.jobs.items():
             job.on_done = partial(self._on_prefilled, round_, i)
             question.usage.judge_prompt_tokens += job.end - job.start
-        for _, job in jobs:
+        for job in list(round_.jobs.values()):
             self._enqueue(job)
         return True
 
@@ -132,9 +141,14 @@ class Judging:
         room = 0 if is_by_logits else self._reply_tokens(round_.question, prompt)
         if not is_by_logits and not self._decoder.promise(round_.question, 1):
             return None
-        shared = _shared_tokens(previous, tokens, self._kv_cache.block_size)
-        if shared and previous is not None:
-            seq = pool.snapshot(previous.seq)
+        shared, source = self._kept.longest_start(round_.question.id, tokens, prompt.image_position)
+        after = None
+        if previous is not None:
+            in_pass = shared_tokens(previous.token_ids, tokens, pool.block_size)
+            if in_pass > shared:
+                shared, source, after = in_pass, previous.seq, previous
+        if shared:
+            seq = pool.snapshot(source)
             pool.truncate(seq, shared)
         else:
             created = pool.create(0)
@@ -155,7 +169,7 @@ class Judging:
             wants_hidden=is_by_logits,
             on_done=lambda _: None,
             is_judging=True,
-            after=previous if shared else None,
+            after=after,
         )
 
     def _image(self, question: Question, prompt: JudgePrompt) -> ImageRef | None:
@@ -179,7 +193,7 @@ class Judging:
             self._decode_reply(round_, i)
             return
         round_.hidden[i] = hidden
-        if len(round_.hidden) < len(round_.seqs):
+        if len(round_.hidden) < len(round_.jobs):
             return
         indices = sorted(round_.hidden)
         pairs = []
@@ -194,7 +208,7 @@ class Judging:
 
     def _decode_reply(self, round_: JudgeRound, i: int) -> None:
         prompt, question = round_.prompts[i], round_.question
-        seq = round_.seqs[i]
+        seq = round_.jobs[i].seq
         sampling = self._sampling(question)
         row = DecodeRow(
             seq=seq,
@@ -223,35 +237,33 @@ class Judging:
     def _on_reply(self, round_: JudgeRound, i: int, track: Track) -> None:
         round_.question.usage.judge_completion_tokens += len(track.token_ids)
         round_.results[i] = self._decoder.text(track.token_ids)
-        if all(index in round_.results for index in round_.seqs):
+        if all(index in round_.results for index in round_.jobs):
             self._end_wave(round_)
 
     def _end_wave(self, round_: JudgeRound) -> None:
-        self._kv_cache.pool.release(list(round_.seqs.values()))
-        round_.seqs.clear()
         if round_.order:
+            self._kv_cache.pool.release(round_.seqs)
+            round_.jobs.clear()
             self._pause(round_.question)
         else:
             self._finish(round_)
 
     def _finish(self, round_: JudgeRound) -> None:
+        """Hand the results on; the prompts stay as long as the question goes on judging."""
         question = round_.question
         del self._rounds[question.id]
+        self._kept.keep(
+            question.id,
+            [
+                KeptPrompt(job.token_ids, round_.prompts[i].image_position, job.seq)
+                for i, job in round_.jobs.items()
+            ],
+        )
         results = [round_.results[i] for i in range(len(round_.prompts))]
         self._answer(question, question.asker.read(round_.request, results))
+        if not isinstance(question.request, (Judge, Gate)):
+            self._kept.drop(question.id)
 
 
 def _is_by_logits(prompts: Sequence[JudgePrompt]) -> bool:
     return all(prompt.choice_ids is not None for prompt in prompts)
-
-
-def _shared_tokens(previous: PrefillJob | None, tokens: Sequence[int], block_size: int) -> int:
-    """Tokens to take from the previous prompt's cache: whole blocks, and never the last token."""
-    if previous is None:
-        return 0
-    num_common = 0
-    for a, b in zip(previous.token_ids, tokens):
-        if a != b:
-            break
-        num_common += 1
-    return min(num_common, len(tokens) - 1) // block_size * block_size

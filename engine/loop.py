@@ -281,7 +281,10 @@ class EngineLoop:
         raise AssertionError(f"not a request: {question.request!r}")
 
     def _make_room(self, question: Question) -> bool:
-        """Drop cached blocks of one question, the youngest first, this one's own last."""
+        """Drop cached blocks: of judge rounds, else of one question, the youngest first, this one's
+        own last."""
+        if self._judging.make_room():
+            return True
         for victim in [*reversed([q for q in self._running if q is not question]), question]:
             keep = self._needed(question) if victim is question else set()
             dropped = [

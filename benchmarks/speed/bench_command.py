@@ -19,9 +19,12 @@ from stagebeam.benchmarks.midsize import midsize_folder
 from stagebeam.benchmarks.speed.bench_table import to_markdown
 from stagebeam.benchmarks.speed.contenders import (
     DEFAULT_CONTENDERS,
+    HF_JUDGES,
+    SUFFIXES,
     Contender,
     Contenders,
 )
+from stagebeam.benchmarks.speed.costs import text_parameters
 from stagebeam.benchmarks.speed.machine_speed import MachineSpeed, measure_machine
 from stagebeam.benchmarks.speed.measure import Rounds, measure, ratios, summarize
 from stagebeam.benchmarks.speed.resume import Resumed
@@ -51,7 +54,7 @@ def add_bench_parser(commands: Any) -> None:
         "--contenders",
         default=",".join(DEFAULT_CONTENDERS),
         metavar="LIST",
-        help="hf-published, hf-strong, ours-DTYPE[-generate][-one-order][-serial]",
+        help=f"{', '.join(HF_JUDGES)}, ours-DTYPE with any of -{', -'.join(SUFFIXES)}",
     )
     parser.add_argument(
         "--strategy", choices=[s for s in get_args(Strategy) if s != "swires"], default="stage_beam"
@@ -241,6 +244,10 @@ def head(kind: str, title: str, workload: Workload, speed: MachineSpeed) -> dict
         "machine_speed": asdict(speed),
         "versions": provenance.versions(),
         "model": provenance.model(workload.folder),
+        "sizes": {
+            "decode_parameters": workload.spec.num_decode_parameters,
+            "prefill_parameters": text_parameters(workload.spec),
+        },
     }
 
 

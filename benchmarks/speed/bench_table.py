@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from stagebeam.benchmarks.speed.contenders import OURS
 from stagebeam.benchmarks.speed.measure import PHASES
 
 
@@ -114,9 +115,11 @@ def _memory(document: dict[str, Any]) -> str:
 
 
 def _ratios(document: dict[str, Any]) -> str:
+    """Ours beside the others; all pairs where there is no other."""
+    found = [r for r in document["ratios"] if not r["that"].startswith(OURS)] or document["ratios"]
     rows = [
         (r["this"], r["that"], *(_ratio(r.get(key)) for key in ("total", "decode", "judge")))
-        for r in document["ratios"]
+        for r in found
     ]
     if not rows:
         return ""

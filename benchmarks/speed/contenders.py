@@ -1,10 +1,10 @@
 """Who competes in a benchmark: names to objects that answer tasks, or the reason why one cannot.
 
 Names: `hf-published`, `hf-strong`, and `ours-DTYPE` with any of `-generate` (verdicts generated, all of
-a round side by side), `-gate`, `-one-order` (each match judged in one order), `-played` (only matches
-played are judged) and `-serial` (questions one after another). `-sampled` behind `hf-published` or a
-serial one times a part and counts it as often as it occurs: one call of each kind, or every fourth
-question.
+a round side by side), `-gate`, `-one-order` (each match judged in one order, as published; also of
+`hf-strong`), `-all` and `-played` (the judge's schedule) and `-serial` (questions one after another).
+`-sampled` behind `hf-published` or a serial one times a part and counts it as often as it occurs: one
+call of each kind, or every fourth question.
 """
 
 from __future__ import annotations
@@ -28,11 +28,17 @@ from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.params import JudgeParams
 
 PUBLISHED, STRONG, OURS = "hf-published", "hf-strong", "ours"
-SAMPLED = "-sampled"
-SUFFIXES = ("generate", "gate", "one-order", "played", "serial", "sampled")
+SAMPLED, ONE_ORDER = "-sampled", "-one-order"
+SUFFIXES = ("generate", "gate", "one-order", "all", "played", "serial", "sampled")
 SERIAL_SHARE = 4  # of the questions, one of so many is timed in a `-serial-sampled` run
 DEFAULT_CONTENDERS = (PUBLISHED, STRONG, "ours-float32", "ours-bfloat16", "ours-int8", "ours-int4")
 BY_LOGITS = JudgeParams()
+HF_JUDGES = {
+    PUBLISHED: PUBLISHED_JUDGE,
+    PUBLISHED + SAMPLED: PUBLISHED_JUDGE,
+    STRONG: BY_LOGITS,
+    STRONG + ONE_ORDER: replace(BY_LOGITS, both_orders=False),
+}
 NUM_IMAGE_SLOTS = 32  # the most questions in flight, each about an image of its own
 
 
@@ -97,35 +103,21 @@ class Contenders:
 
     def check(self, name: str) -> None:
         """ValueError with the reason where `make` would raise one; loads nothing."""
-        if name not in (PUBLISHED, PUBLISHED + SAMPLED, STRONG):
+        if name not in HF_JUDGES:
             reason = why_not(_parse_ours(name)[0])
             if reason is not None:
                 raise InvalidInputError(reason)
 
     def make(self, name: str) -> Contender:
         """The contender of that name; ValueError with the reason where it cannot run here."""
-        if name in (PUBLISHED, PUBLISHED + SAMPLED):
-            published = PublishedHF(self.hf, is_sampled=name.endswith(SAMPLED))
-            return Contender(
-                name=name,
-                judge=PUBLISHED_JUDGE,
-                dtype="float32",
-                answer=lambda tasks: Recorded([published.answer(task) for task in tasks]),
-            )
-        if name == STRONG:
-            strong = StrongHF(self.hf)
-            return Contender(
-                name=name,
-                judge=BY_LOGITS,
-                dtype="float32",
-                answer=lambda tasks: Recorded([strong.answer(task) for task in tasks]),
-            )
+        if name in HF_JUDGES:
+            return self._make_hf(name)
         dtype, suffixes = _parse_ours(name)
         engine = self.engine(dtype)
         ours = Ours(engine)
         judge = JudgeParams(
             mode="generate" if "generate" in suffixes else "logits",
-            schedule="played" if "played" in suffixes else "auto",
+            schedule="played" if "played" in suffixes else "all" if "all" in suffixes else "auto",
             both_orders="one-order" not in suffixes,
             gate="gate" in suffixes,
         )
@@ -138,6 +130,17 @@ class Contenders:
             dtype=dtype,
             answer=answer,
             ours=ours,
+        )
+
+    def _make_hf(self, name: str) -> Contender:
+        hf: PublishedHF | StrongHF = StrongHF(self.hf)
+        if name.startswith(PUBLISHED):
+            hf = PublishedHF(self.hf, is_sampled=name.endswith(SAMPLED))
+        return Contender(
+            name=name,
+            judge=HF_JUDGES[name],
+            dtype="float32",
+            answer=lambda tasks: Recorded([hf.answer(task) for task in tasks]),
         )
 
 
@@ -166,13 +169,13 @@ def why_not(dtype: str) -> str | None:
 def _parse_ours(name: str) -> tuple[str, set[str]]:
     first, _, rest = name.partition("-")
     dtype, _, tail = rest.partition("-")
-    suffixes = {suffix for suffix in SUFFIXES if suffix in tail}
-    leftover = tail
+    suffixes = {suffix for suffix in SUFFIXES if f"-{suffix}-" in f"-{tail}-"}
+    leftover = f"-{tail}-"
     for suffix in suffixes:
-        leftover = leftover.replace(suffix, "")
+        leftover = leftover.replace(f"-{suffix}-", "-")
     if first != OURS or dtype not in WEIGHT_BYTES or leftover.strip("-"):
         raise InvalidInputError(
-            f"no contender is called {name!r}; there are {PUBLISHED}, {STRONG} and ours-DTYPE "
+            f"no contender is called {name!r}; there are {', '.join(HF_JUDGES)} and ours-DTYPE "
             f"({', '.join(WEIGHT_BYTES)}) with any of -{', -'.join(SUFFIXES)}"
         )
     return dtype, suffixes

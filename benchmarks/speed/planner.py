@@ -6,7 +6,6 @@ rounds and what their prompts share are those of a real search.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from stagebeam.benchmarks.baselines.task import Lengths
 from stagebeam.benchmarks.speed.costs import Costs, Step
 from stagebeam.engine.branch import Branch
 from stagebeam.engine.errors import InvalidInputError
+from stagebeam.engine.memory.kept_prompts import shared_tokens
 from stagebeam.engine.models.spec import ModelSpec
 from stagebeam.engine.params import JudgeParams, SamplingParams, SearchParams
 from stagebeam.engine.search.policies import make_policy
@@ -21,6 +21,7 @@ from stagebeam.engine.search.requests import Gate, Judge, Sample, Verdict
 from stagebeam.engine.stages import LLAVA_COT_PLAN, StagePlan
 
 BLOCK_SIZE = 16
+Prompt = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,7 @@ def _play(
         0,
     )
     rounds: list[tuple[int, float]] = []
+    kept: list[Prompt] = []
     key = 0
     result: Any = None
     while True:
@@ -121,12 +123,13 @@ def _play(
         result = None
         match request:
             case Sample():
+                kept = []
                 result = []
                 for i in range(request.n):
                     key += 1
                     result.append(_branch(key, i, lengths.stages[request.stage]))
             case Judge():
-                rounds.append(_round(request, lengths, judge))
+                rounds.append(_round(request, lengths, judge, kept))
                 result = [
                     Verdict(log_odds=1.0 if pair.first < pair.second else -1.0)
                     for pair in request.pairs
@@ -149,29 +152,29 @@ def _branch(key: int, index: int, tokens: int) -> Branch:
     )
 
 
-def _round(request: Judge, lengths: Lengths, judge: JudgeParams) -> tuple[int, float]:
-    """A round's prompts in the engine's order, each sharing whole blocks with the one before it."""
+def _round(
+    request: Judge, lengths: Lengths, judge: JudgeParams, kept: list[Prompt]
+) -> tuple[int, float]:
+    """A round's prompts as the engine prefills them, each after the one that begins most alike of
+    the one before it and the tournament's earlier rounds; they join `kept`."""
     head = ["head"] * lengths.judge_head
     for _, text in request.hints:
         head += text.split()
     tail = ["tail"] * lengths.judge_tail
-    prompts = []
+    prompts: list[Prompt] = []
     for pair in request.pairs:
         first, second = pair.first.split(), pair.second.split()
-        prompts.append([*head, *first, *second, *tail])
+        prompts.append((*head, *first, *second, *tail))
         if judge.has_both_orders:
-            prompts.append([*head, *second, *first, *tail])
+            prompts.append((*head, *second, *first, *tail))
     prompts.sort()
     fresh, contexts = 0, 0.0
-    before: Sequence[Any] = ()
+    before: list[Prompt] = []
     for prompt in prompts:
-        common = next(
-            (i for i, (a, b) in enumerate(zip(before, prompt)) if a != b),
-            min(len(before), len(prompt)),
-        )
-        shared = min(common, len(prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE
+        shared = max((shared_tokens(b, prompt, BLOCK_SIZE) for b in [*kept, *before]), default=0)
         rows = len(prompt) - shared
         fresh += rows
         contexts += rows * (shared + len(prompt)) / 2
-        before = prompt
+        before = [prompt]
+    kept += prompts
     return fresh, contexts / max(fresh, 1)

@@ -50,6 +50,9 @@ def add_profile_parser(commands: Any) -> None:
     parser.add_argument("--dtype", default="float32", help="number format of the engine")
     add_round_options(parser, rounds=3)
     parser.add_argument(
+        "--no-judging", action="store_true", help="commit each stage's first candidate instead"
+    )
+    parser.add_argument(
         "--no-prediction", action="store_true", help="leave the planner's calibration out"
     )
     parser.add_argument(
@@ -73,11 +76,15 @@ def run_profile(options: argparse.Namespace) -> int:
     if options.plan:
         return _plan(options, sizes)
     workload = Workload(options)
+    if options.no_judging:
+        stages = tuple(replace(stage, is_judged=False) for stage in workload.plan.stages)
+        workload.plan = replace(workload.plan, stages=stages)
     speed = measure_machine()
     title = f"{options.model}, {options.dtype}, latency per beam size"
     setting = {
         "dtype": options.dtype,
         "beam_sizes": sizes,
+        "has_judging": not options.no_judging,
         "lengths": asdict(workload.lengths),
         "seed": options.seed,
     }

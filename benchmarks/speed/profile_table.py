@@ -10,11 +10,12 @@ from stagebeam.benchmarks.speed.measure import PHASES
 
 def to_markdown(document: dict[str, Any]) -> str:
     """A measured profile."""
-    lengths = document["setting"]["lengths"]
+    setting = document["setting"]
+    judging = "judging by logits in both orders" if setting["has_judging"] else "nothing is judged"
     intro = (
         f"One question at a time, stage-level beam search, stages forced to "
-        f"{', '.join(map(str, lengths['stages']))} tokens; judging by logits in both orders. Seconds "
-        "are medians; beam sizes alternate."
+        f"{', '.join(map(str, setting['lengths']['stages']))} tokens; {judging}. Seconds are medians; "
+        "beam sizes alternate."
     )
     rows = []
     for name, summary in document["summary"].items():

@@ -20,26 +20,28 @@ from stagebeam.benchmarks.speed.bench_command import INCOMPLETE
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed"
 CONFIG_11B = RESULTS / "llama-3.2-11b-vision.json"
-FORMATS = "ours-float32,ours-bfloat16,ours-int8,ours-int4"
 BF16 = "ours-bfloat16"
+BOTH = "ours-float32,ours-bfloat16,ours-int8"
+ONE = ",".join(f"{name}-one-order" for name in BOTH.split(","))
 MIDSIZE = ("--model", "midsize")
 # Name -> the module to run and its arguments; the first word of a name's document is its command.
 CASES: dict[str, tuple[str, ...]] = {
     "bundled": (
-        *("stagebeam.cli", "bench", "--contenders", f"hf-published,hf-strong,{FORMATS}"),
-        *("--rounds", "5", "--seconds", "30"),
+        *("stagebeam.cli", "bench", "--rounds", "5", "--seconds", "30", "--contenders"),
+        f"hf-published,hf-strong,hf-strong-one-order,{BOTH},ours-int4,"
+        f"{ONE},ours-int4-one-order,{BF16}-one-order-gate",
     ),
     "midsize": (
-        *("stagebeam.cli", "bench", *MIDSIZE, "--rounds", "3", "--seconds", "200"),
-        *("--contenders", f"hf-published-sampled,hf-strong,{FORMATS}"),
+        *("stagebeam.cli", "bench", *MIDSIZE, "--rounds", "2", "--seconds", "100"),
+        *("--contenders", f"hf-published-sampled,hf-strong,{BOTH},{ONE}"),
     ),
     "beam-sizes": (
-        *("stagebeam.cli", "profile", *MIDSIZE, "--dtype", "bfloat16"),
+        *("stagebeam.cli", "profile", *MIDSIZE, "--dtype", "bfloat16", "--no-judging"),
         *("--beam-sizes", "1,2,4,8", "--rounds", "3", "--seconds", "60"),
     ),
     "judging": (
-        *("stagebeam.cli", "bench", *MIDSIZE, "--rounds", "3", "--seconds", "60", "--contenders"),
-        f"{BF16}-generate-played,{BF16}-played,{BF16}-generate-one-order-played,{BF16}-one-order-played",
+        *("stagebeam.cli", "bench", *MIDSIZE, "--rounds", "2", "--seconds", "60", "--contenders"),
+        f"{BF16}-generate,{BF16},{BF16}-generate-one-order,{BF16}-one-order",
     ),
     "in-flight": (
         *("stagebeam.cli", "bench", *MIDSIZE, "--strategy", "greedy", "--questions", "16"),
@@ -50,6 +52,10 @@ CASES: dict[str, tuple[str, ...]] = {
     "plan": (
         *("stagebeam.cli", "profile", "--plan", "--model", str(CONFIG_11B)),
         *("--gpu", "a100,h100,h200,b200,l40s"),
+        *("--beam-sizes", "1,2,4,8,16"),
+    ),
+    "plan-cpu": (
+        *("stagebeam.cli", "profile", "--plan", *MIDSIZE, "--gpu", "cpu", "--dtype", "bfloat16"),
         *("--beam-sizes", "1,2,4,8,16"),
     ),
 }

@@ -150,6 +150,12 @@ void AttentionPlan::plan_cross(const CrossRows& given, const AttentionShape& sha
   }
 }
 
+bool AttentionPlan::has_row_of(int64_t item, const uint8_t* is_marked) const {
+  const Item& rows = items_[item];
+  return std::any_of(is_marked + rows.row_begin, is_marked + rows.row_end,
+                     [](uint8_t mark) { return mark != 0; });
+}
+
 void AttentionPlan::prepare_unit(const AttentionLayer& layer, int64_t unit,
                                  AttentionScratch& scratch) {
   const int64_t row = unit / shape_.num_kv_heads, kv_head = unit % shape_.num_kv_heads;

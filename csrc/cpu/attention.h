@@ -101,6 +101,8 @@ class AttentionPlan {
 
   // Asks for the cache lines of an item of splits, so that they are near when it runs.
   void prefetch_item(const AttentionLayer& layer, int64_t item) const;
+  // Whether one of the item's rows is marked, [num_rows].
+  bool has_row_of(int64_t item, const uint8_t* is_marked) const;
 
   // Runs one item; every item runs once a layer, in any order, on any thread.
   void run_item(const AttentionLayer& layer, int64_t item, AttentionScratch& scratch);

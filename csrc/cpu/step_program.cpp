@@ -17,6 +17,23 @@ void grow(std::vector<T>& values, int64_t size) {
 
 }  // namespace
 
+void StepProgram::RowSets::clear() {
+  all.clear();
+  with_image.clear();
+  with_mlp.clear();
+}
+
+void StepProgram::RowSets::add(RowSet rows, int64_t row) {
+  std::vector<RowRun>& runs = rows == RowSet::kAll         ? all
+                              : rows == RowSet::kWithImage ? with_image
+                                                           : with_mlp;
+  if (!runs.empty() && runs.back().end == row) {
+    ++runs.back().end;
+  } else {
+    runs.push_back({row, row + 1});
+  }
+}
+
 StepProgram::StepProgram(const ProgramShape& shape, std::shared_ptr<ThreadPool> pool)
     : shape_(shape), pool_(std::move(pool)), workers_(pool_->num_threads()) {
   wide_width_ = 1;
@@ -41,6 +58,7 @@ void StepProgram::add_norm_linear(int64_t norm, int64_t matrix, RowSet rows) {
 }
 
 void StepProgram::add_self_attention() {
+  last_self_ = ops_.size();
   ops_.push_back({Kind::kSelfAttention, -1, -1, num_self_++, false, 1, RowSet::kAll});
 }
 
@@ -107,9 +125,10 @@ void StepProgram::prepare(const Pass& pass) {
   grow(wide_, pass.num_rows * wide_width_);
   grow(attended_, pass.num_rows * shape_.num_heads * shape_.head_dim);
   if (pass.num_rows > kPrivateRows) grow(normed_, pass.num_rows * shape_.hidden_size);
-  all_ = {{0, pass.num_rows}};
-  with_image_.clear();
-  with_mlp_.clear();
+  row_sets_.clear();
+  output_sets_.clear();
+  row_sets_.all = {{0, pass.num_rows}};
+  mark_outputs(pass);
   if (pass.branches != nullptr) {
     self_plan_.plan_branches(*pass.branches, shape, num_threads);
   } else {
@@ -117,18 +136,15 @@ void StepProgram::prepare(const Pass& pass) {
   }
   if (pass.cross != nullptr) {
     cross_plan_.plan_cross(*pass.cross, shape, num_threads);
-    auto extend = [](std::vector<RowRun>& runs, int64_t row) {
-      if (!runs.empty() && runs.back().end == row) {
-        ++runs.back().end;
-      } else {
-        runs.push_back({row, row + 1});
-      }
+    auto add = [&](RowSet rows, int64_t row) {
+      row_sets_.add(rows, row);
+      if (has_few_outputs_ && is_output_[row]) output_sets_.add(rows, row);
     };
     for (int64_t g = 0; g < pass.cross->num_groups; ++g) {
       if (pass.cross->group_slots[g] < 0) continue;
       for (int64_t r = pass.cross->group_offsets[g]; r < pass.cross->group_offsets[g + 1]; ++r) {
-        extend(with_image_, r);
-        if (pass.has_mlp[r]) extend(with_mlp_, r);
+        add(RowSet::kWithImage, r);
+        if (pass.has_mlp[r]) add(RowSet::kWithImageMlp, r);
       }
     }
   }
@@ -138,6 +154,16 @@ void StepProgram::prepare(const Pass& pass) {
   }
   for (size_t i = 0; i <= ops_.size(); ++i) next_item_[i].store(0, std::memory_order_relaxed);
   last_kv_bytes_ = num_self_ * self_plan_.kv_bytes(shape, self_caches_.front().format);
+}
+
+void StepProgram::mark_outputs(const Pass& pass) {
+  has_few_outputs_ = pass.prefill != nullptr && pass.num_outputs < pass.num_rows;
+  if (!has_few_outputs_) return;
+  is_output_.assign(pass.num_rows, 0);
+  for (int64_t i = 0; i < pass.num_outputs; ++i) is_output_[pass.output_rows[i]] = 1;
+  for (int64_t r = 0; r < pass.num_rows; ++r) {
+    if (is_output_[r]) output_sets_.add(RowSet::kAll, r);
+  }
 }
 
 void StepProgram::run(const Pass& pass) {
@@ -155,10 +181,10 @@ void StepProgram::work(const Pass& pass, int part, int parts) {
   pool_->barrier();
   for (size_t i = 0; i < ops_.size(); ++i) {
     const Op& op = ops_[i];
-    if (runs(op.rows).empty()) continue;
+    if (runs(i).empty() && i != last_self_) continue;
     switch (op.kind) {
       case Kind::kNormLinear:
-        run_norm_linear(op, pass, part, parts);
+        run_norm_linear(op, part, parts, i);
         break;
       case Kind::kSelfAttention:
         run_self_attention(op, pass, part, parts, i);
@@ -167,7 +193,7 @@ void StepProgram::work(const Pass& pass, int part, int parts) {
         run_cross_attention(op, part, parts, i);
         break;
       case Kind::kResidualLinear:
-        run_residual_linear(op, pass, part, parts);
+        run_residual_linear(op, part, parts, i);
         break;
     }
     pool_->barrier();
@@ -175,8 +201,12 @@ void StepProgram::work(const Pass& pass, int part, int parts) {
   finish(pass, part, parts);
 }
 
-const std::vector<StepProgram::RowRun>& StepProgram::runs(RowSet rows) const {
-  return rows == RowSet::kAll ? all_ : rows == RowSet::kWithImage ? with_image_ : with_mlp_;
+const std::vector<StepProgram::RowRun>& StepProgram::runs(size_t index) const {
+  const RowSets& sets = is_for_outputs(index) ? output_sets_ : row_sets_;
+  const RowSet rows = ops_[index].rows;
+  return rows == RowSet::kAll         ? sets.all
+         : rows == RowSet::kWithImage ? sets.with_image
+                                      : sets.with_mlp;
 }
 
 const float* StepProgram::normed(const float* source, int64_t norm, const RowRun& run, int part,
@@ -195,22 +225,22 @@ const float* StepProgram::normed(const float* source, int64_t norm, const RowRun
   return out;
 }
 
-void StepProgram::run_norm_linear(const Op& op, const Pass&, int part, int parts) {
+void StepProgram::run_norm_linear(const Op& op, int part, int parts, size_t index) {
   const PackedMatrix& weights = matrices_[op.matrix];
   const Epilogue epilogue =
       weights.order() == RowOrder::kGateUp ? Epilogue::silu_mul() : Epilogue::none();
-  for (const RowRun& run : runs(op.rows)) {
+  for (const RowRun& run : runs(index)) {
     const float* x = normed(stream_.data(), op.vector, run, part, parts);
     linear_part(weights, {x, shape_.hidden_size}, run.end - run.begin,
                 {&wide_[run.begin * wide_width_], wide_width_}, part, parts, epilogue);
   }
 }
 
-void StepProgram::run_residual_linear(const Op& op, const Pass&, int part, int parts) {
+void StepProgram::run_residual_linear(const Op& op, int part, int parts, size_t index) {
   const int64_t attended_width = shape_.num_heads * shape_.head_dim;
   const std::vector<float>& source = op.is_from_attended ? attended_ : wide_;
   const int64_t stride = op.is_from_attended ? attended_width : wide_width_;
-  for (const RowRun& run : runs(op.rows)) {
+  for (const RowRun& run : runs(index)) {
     float* stream = &stream_[run.begin * shape_.hidden_size];
     linear_part(matrices_[op.matrix], {&source[run.begin * stride], stride}, run.end - run.begin,
                 {stream, shape_.hidden_size}, part, parts,
@@ -248,6 +278,7 @@ void StepProgram::attend(AttentionPlan& plan, const AttentionLayer& layer, int p
   const int64_t num_items = plan.num_items();
   for (int64_t item = part; item < num_items;
        item = parts + next_item_[index].fetch_add(1, std::memory_order_relaxed)) {
+    if (is_for_outputs(index) && !plan.has_row_of(item, is_output_.data())) continue;
     plan.prefetch_item(layer, item + parts);  // most likely this thread's next
     plan.run_item(layer, item, scratch);
   }
@@ -273,7 +304,7 @@ void StepProgram::finish(const Pass& pass, int part, int parts) {
                        shape_.eps, width, pass.hidden + i * width);
   }
   if (pass.sampling == nullptr) return;
-  const float* x = normed(stream_.data(), final_norm_, all_.front(), part, parts);
+  const float* x = normed(stream_.data(), final_norm_, row_sets_.all.front(), part, parts);
   // A tied head is the embedding's first vocab_size rows; rows after them are not sampled.
   const int64_t stride = matrices_[head_].out_features();
   linear_part(matrices_[head_], {x, width}, pass.num_rows, {logits_.data(), stride}, part, parts);

@@ -111,6 +111,12 @@ class StepProgram {
   struct RowRun {
     int64_t begin, end;
   };
+  // Runs by RowSet.
+  struct RowSets {
+    std::vector<RowRun> all, with_image, with_mlp;
+    void clear();
+    void add(RowSet rows, int64_t row);
+  };
   struct Worker {
     std::vector<float> normed;
     AttentionScratch attention;
@@ -119,14 +125,17 @@ class StepProgram {
 
   void check(const Pass& pass) const;
   void prepare(const Pass& pass);
+  void mark_outputs(const Pass& pass);
   void work(const Pass& pass, int part, int parts);
-  void run_norm_linear(const Op& op, const Pass& pass, int part, int parts);
-  void run_residual_linear(const Op& op, const Pass& pass, int part, int parts);
+  void run_norm_linear(const Op& op, int part, int parts, size_t index);
+  void run_residual_linear(const Op& op, int part, int parts, size_t index);
   void run_self_attention(const Op& op, const Pass& pass, int part, int parts, size_t index);
   void run_cross_attention(const Op& op, int part, int parts, size_t index);
   void attend(AttentionPlan& plan, const AttentionLayer& layer, int part, int parts, size_t index);
   void finish(const Pass& pass, int part, int parts);
-  const std::vector<RowRun>& runs(RowSet rows) const;
+  // After the last self-attention nobody reads a row but the outputs: a prefill drops the others.
+  bool is_for_outputs(size_t index) const { return has_few_outputs_ && index >= last_self_; }
+  const std::vector<RowRun>& runs(size_t index) const;
   // The norms of rows begin .. end - 1 of `source`: every thread's own copy of a few rows, one
   // shared copy (with a barrier) of many.
   const float* normed(const float* source, int64_t norm, const RowRun& run, int part, int parts);
@@ -138,12 +147,15 @@ class StepProgram {
   std::vector<Op> ops_;
   int64_t embedding_ = -1, final_norm_ = -1, head_ = -1;
   int64_t num_self_ = 0, num_cross_ = 0, wide_width_ = 0;
+  size_t last_self_ = 0;  // the last self-attention's place in ops_
   std::vector<KvCache> self_caches_, cross_caches_;
 
   // Of the running pass.
-  std::vector<float> stream_, wide_, attended_, normed_, logits_, outputs_;
+  std::vector<float> stream_, wide_, attended_, normed_, logits_;
   std::vector<LogitSummary> summaries_;
-  std::vector<RowRun> all_, with_image_, with_mlp_;
+  RowSets row_sets_, output_sets_;
+  bool has_few_outputs_ = false;
+  std::vector<uint8_t> is_output_;  // [num_rows], where has_few_outputs_
   AttentionPlan self_plan_, cross_plan_;
   std::unique_ptr<std::atomic<int64_t>[]> next_item_;
   std::vector<Worker> workers_;

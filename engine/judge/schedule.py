@@ -1,10 +1,11 @@
 """Score every match that may be played at once, or only those played: which costs less.
 
-Costs are in tokens of prefill. One judge round costs
+Costs are in tokens of prefill. The first judge round costs
     ROUND_TOKENS + the prompt's head + len(first) for each distinct first + len(second) for each row,
-a row being a pair in one order; `ROUND_TOKENS` stands for reading the weights once more. A generated
-verdict adds `VERDICT_TOKENS` a row, and as many more reads of the weights a round. Lengths are the
-candidates' own token counts; the head's is estimated at their characters a token.
+a row being a pair in one order; a later round keeps the head and the firsts that it has met, and pays
+`ROUND_TOKENS`, which stands for reading the weights once more. A generated verdict adds
+`VERDICT_TOKENS` a row, and as many more reads of the weights a round. Lengths are the candidates' own
+token counts; the head's is estimated at their characters a token.
 """
 
 from __future__ import annotations
@@ -43,15 +44,19 @@ def expected_cost(
     rounds: for each round its matches; for each match the pairs that may meet in it, None where
             the pair needs no judge
     """
-    cost = 0.0
+    cost, met = 0.0, set[int]()
     for matches in rounds:
         asked = [[pair for pair in match if pair is not None] for match in matches]
         if not any(asked):
             continue
-        cost += ROUND_TOKENS + head_tokens
+        cost += ROUND_TOKENS + (0 if met else head_tokens)
         cost += VERDICT_TOKENS * ROUND_TOKENS if is_generated else 0
+        firsts: set[int] = set()
         for match, pairs in zip(matches, asked, strict=True):
-            row = sum(lengths[first] + lengths[second] for first, second in pairs)
-            row += VERDICT_TOKENS * len(pairs) if is_generated else 0
-            cost += num_orders * row / len(match)
+            rows = [row for a, b in pairs for row in ((a, b), (b, a))[:num_orders]]
+            row_cost = sum(lengths[b] + (0 if a in met else lengths[a]) for a, b in rows)
+            row_cost += VERDICT_TOKENS * len(rows) if is_generated else 0
+            cost += row_cost / len(match)
+            firsts |= {first for first, _ in rows}
+        met |= firsts
     return cost

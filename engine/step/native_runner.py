@@ -48,15 +48,15 @@ class NativeRunner(ModelRunner):
         self._native = model
         self._poll_steps = poll_steps or default_poll_steps(model.program.decode_bytes(True))
         self._arrays: _Arrays | None = None
-        self._version = -1
+        self._arrays_of: tuple[DecodeBatch, int] | None = None
 
     def decode(self, batch: DecodeBatch, may_run_ahead: bool = False) -> StepResult:
         rows, pool = batch.rows, self.kv_cache.pool
         max_steps = self._poll_steps if may_run_ahead else 1
         self._append(rows, max_steps)
-        if self._arrays is None or self._version != batch.version:
+        if self._arrays is None or self._arrays_of != (batch, batch.version):
             self._arrays = _Arrays(rows, self.kv_cache, self._poll_steps)
-            self._version = batch.version
+            self._arrays_of = batch, batch.version
         arrays = self._arrays
         arrays.fill_tail_tables()
         num_steps = self._native.decode_steps(

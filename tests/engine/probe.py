@@ -126,7 +126,9 @@ class Probe:
         """Every sequence that a question of this moment owns; the loop's thread, or an idle engine."""
         owned = [seq for question in self.loop._running for seq in question.cached_seqs()]
         for round_ in self.loop._judging._rounds.values():
-            owned += round_.seqs.values()
+            owned += round_.seqs
+        for kept in self.loop._judging._kept._kept.values():
+            owned += [prompt.seq for prompt in kept]
         return owned
 
     def _poison_free_blocks(self) -> None:

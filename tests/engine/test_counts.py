@@ -191,3 +191,33 @@ def test_events_say_how_wide_a_stage_is(engine, image, free_sampling) -> None:
     for started in (event for event in events if isinstance(event, StageStarted)):
         ended = [e for e in events if isinstance(e, CandidateFinished) and e.stage == started.stage]
         assert len(ended) == started.num_candidates == 3
+
+
+@pytest.mark.parametrize("both_orders", [True, False])
+def test_later_judge_rounds_keep_what_the_earlier_have_in_common(
+    make_engine, image, free_sampling, both_orders
+) -> None:
+    """The head is prefilled once a tournament, a first candidate once for all its matches."""
+    engine = make_engine()
+    probe = Probe(engine, keeps_rows=False)
+    answer = engine.answer(
+        "how many? " * 40,
+        image,
+        search=SearchParams(strategy="best_of_n", beam_size=4),
+        sampling=free_sampling(max_tokens=120, seed=2),
+        judge=JudgeParams(schedule="played", both_orders=both_orders),
+    )
+    usage, stage = answer.usage, answer.stages[0]
+    lengths = [len(candidate.token_ids) for candidate in stage.candidates]
+    rows = [(m.first, m.second) for m in stage.matches if m.kind == "judged"]
+    assert usage.judge_rounds >= 2
+    if both_orders:
+        rows += [(b, a) for a, b in rows]
+    assert usage.judge_calls == len(rows)
+    assert len({first for first, _ in rows}) < len(rows) or not both_orders
+    firsts = sum(lengths[first] for first in {first for first, _ in rows})
+    seconds = sum(lengths[second] for _, second in rows)
+    most = usage.prompt_tokens + firsts + seconds + len(rows) * 32
+    assert most < usage.judge_rounds * usage.prompt_tokens + firsts + seconds
+    assert usage.judge_prompt_tokens < most
+    assert probe.num_prefilled == usage.prompt_tokens - 1 + usage.judge_prompt_tokens

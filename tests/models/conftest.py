@@ -183,8 +183,13 @@ class PagedRun:
             if seen is not None:
                 self._encode(seen[0], 2 * i + 1)
 
-    def prefill(self, token_ids: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Logits of every token given, [len(token_ids[i]), vocab_size] a sequence, in one pass."""
+    def prefill(
+        self, token_ids: Sequence[Sequence[int]], is_last_wanted: Sequence[bool] | None = None
+    ) -> list[Tensor]:
+        """Logits of every token given, [len(token_ids[i]), vocab_size] a sequence, in one pass.
+
+        is_last_wanted: only the last token's, [1, vocab_size] or, where False, none [0, vocab_size]
+        """
         counts = np.array([len(ids) for ids in token_ids])
         positions = np.concatenate([np.arange(n) + at for n, at in zip(counts, self.lengths)])
         self.lengths = [at + int(n) for n, at in zip(counts, self.lengths)]
@@ -196,7 +201,11 @@ class PagedRun:
             max_seqlen_k=max(self.lengths),
         )
         rows = np.repeat(np.arange(len(counts)), counts)
-        logits = self._run(np.concatenate(token_ids), positions, rows, attention)
+        outputs = None
+        if is_last_wanted is not None:
+            outputs = (np.cumsum(counts) - 1)[np.array(is_last_wanted)]
+            counts = np.array(is_last_wanted, dtype=np.int64)
+        logits = self._run(np.concatenate(token_ids), positions, rows, attention, outputs)
         return list(logits.split(counts.tolist()))
 
     def decode(self, token_ids: Sequence[int]) -> Tensor:
@@ -233,6 +242,7 @@ class PagedRun:
         positions: np.ndarray,
         rows: np.ndarray,
         attention: PrefillAttention | BranchAttention,
+        outputs: np.ndarray | None = None,
     ) -> Tensor:
         """rows: each token's sequence"""
         slot_mapping = self.tables[rows, positions // BLOCK_SIZE] * BLOCK_SIZE
@@ -242,6 +252,7 @@ class PagedRun:
             slot_mapping=_int32(slot_mapping + positions % BLOCK_SIZE),
             attention=attention,
             cross=self._cross(positions, rows) if (self._slots >= 0).any() else None,
+            output_rows=None if outputs is None else torch.from_numpy(outputs),
         )
         with torch.inference_mode():
             return self.model.logits(self.model.forward(batch, self.kv, self.cross_kv))

@@ -73,3 +73,24 @@ def test_a_row_is_the_same_alone_and_among_32(weight_format, random_llama, saved
         own_tokens, own_logits = alone.greedy(own, NUM_GREEDY)
         assert torch.equal(own_tokens[0], tokens[i])
         assert torch.equal(own_logits[0], logits[i])
+
+
+@pytest.mark.parametrize("cross_attention_layers", [[1, 3], [1, 4]])
+@torch.inference_mode()
+def test_rows_that_nobody_reads_may_stop_early(
+    cross_attention_layers, random_mllama, saved, ops, paged_run, image
+):
+    """A prefill with few outputs, or none, leaves what one with all of them leaves, bit for bit."""
+    model = native(saved(random_mllama(seed=5, cross_attention_layers=cross_attention_layers)), ops)
+    seen = [(image(42, 1, 1), 3), None, (image(42, 1, 1, seed=1), 0)]
+    prompts = [torch.randint(3, 199, (n,)).tolist() for n in (37, 18, 50)]
+    more = [torch.randint(3, 199, (n,)).tolist() for n in (3, 20, 1)]
+    whole, few = (paged_run(model, seen, num_tokens=80) for _ in range(2))
+    whole.prefill(prompts)
+    assert all(len(logits) == 0 for logits in few.prefill(prompts, [False] * 3))
+    wanted = few.prefill(more, [True, False, True])
+    everything = whole.prefill(more)
+    for i in (0, 2):
+        assert torch.equal(wanted[i][0], everything[i][-1])
+    tokens = [5, 6, 7]
+    assert torch.equal(few.decode(tokens), whole.decode(tokens))
