@@ -78,7 +78,7 @@ bench-report: $(VENV)/.dev
 	$(PYTHON) -m stagebeam.benchmarks.speed.card
 
 # The native CPU backend against the memory's floor and other engines, for a quiet machine.
-NATIVE_PARTS := decode trunk gemm prefill hf hf-batch llamacpp openvino ctranslate2-float32 ctranslate2-int8
+NATIVE_PARTS := decode trunk gemm prefill bundled instructions hf hf-batch llamacpp openvino ctranslate2-float32 ctranslate2-int8
 bench-native: $(VENV)/.dev
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[peers]'
 	for part in $(NATIVE_PARTS); do \

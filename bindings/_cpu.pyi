@@ -26,6 +26,9 @@ def available_cpus() -> int:
 def default_num_threads() -> int:
     """One for each physical core among the available processors."""
 
+def zeroed_bytes(num_bytes: int) -> np.ndarray:
+    """Zeros, uint8 [num_bytes], in huge pages where the system has them."""
+
 def read_bandwidth(pool: ThreadPool, num_bytes: int = ..., repeats: int = 5) -> float:
     """GB/s that the pool's threads read together; num_bytes should exceed the caches."""
 

@@ -3,6 +3,7 @@
 
 #include <optional>
 
+#include "../csrc/cpu/aligned_memory.h"
 #include "../csrc/cpu/bandwidth.h"
 #include "../csrc/cpu/cpu_count.h"
 #include "../csrc/cpu/isa.h"
@@ -83,6 +84,19 @@ void bind_cpu_linear(py::module_& m) {
       "set_active_isa", [](const std::string& name) { set_active_isa(parse_isa(name)); }, "name"_a);
   m.def("available_cpus", [] { return available_cpus(); });
   m.def("default_num_threads", [] { return default_num_threads(); });
+  m.def(
+      "zeroed_bytes",
+      [](size_t num_bytes) {
+        struct Memory {
+          void* data;
+          size_t num_bytes;
+          ~Memory() { release(data, num_bytes); }
+        };
+        auto* memory = new Memory{allocate_zeroed(num_bytes), num_bytes};
+        const py::capsule owner(memory, [](void* p) { delete static_cast<Memory*>(p); });
+        return py::array_t<uint8_t>(num_bytes, static_cast<const uint8_t*>(memory->data), owner);
+      },
+      "num_bytes"_a);
   m.def("read_bandwidth", &read_bandwidth, "pool"_a, "num_bytes"_a = size_t{256} << 20,
         "repeats"_a = 5, py::call_guard<py::gil_scoped_release>());
 
@@ -93,9 +107,10 @@ void bind_cpu_linear(py::module_& m) {
   py::class_<PackedMatrix>(m, "PackedMatrix")
       .def(py::init([](int64_t out_features, int64_t in_features, const std::string& format,
                        bool is_gate_up, bool rounds_activations) {
-             return PackedMatrix(out_features, in_features, parse_weight_format(format.c_str()),
-                                 is_gate_up ? RowOrder::kGateUp : RowOrder::kPlain,
-                                 rounds_activations ? Activations::kInt8 : Activations::kFloat32);
+             return PackedMatrix(
+                 out_features, in_features, parse_weight_format(format.c_str()),
+                 is_gate_up ? RowOrder::kGateUp : RowOrder::kPlain,
+                 rounds_activations ? Activations::kRounded : Activations::kFloat32);
            }),
            "out_features"_a, "in_features"_a, "format"_a, py::kw_only(), "is_gate_up"_a = false,
            "rounds_activations"_a = true)

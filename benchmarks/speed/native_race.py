@@ -22,12 +22,16 @@ import numpy as np
 import torch
 
 from stagebeam.benchmarks import provenance
+from stagebeam.benchmarks.baselines.hf_model import HFModel
 from stagebeam.benchmarks.baselines.peers import Peer, PeerRun, peers
 from stagebeam.benchmarks.midsize import smollm2_folder
+from stagebeam.benchmarks.speed import bundled_race
+from stagebeam.benchmarks.speed.instructions import instructions
 from stagebeam.benchmarks.speed.native_run import NativeRun
 from stagebeam.benchmarks.speed.native_table import table
 from stagebeam.benchmarks.speed.statistics import paired_ratio, spread
 from stagebeam.bindings import _cpu
+from stagebeam.engine.checkpoints import BUNDLED_CHECKPOINT
 
 FORMATS = ("float32", "bfloat16", "int8", "int4")
 _PAUSE = 0.25  # seconds in which other engines' threads stop spinning
@@ -54,6 +58,18 @@ class Race:
         """Bytes a second that the threads read together."""
         return _cpu.read_bandwidth(self.pool, _BANDWIDTH_BYTES, 3) * 1e9
 
+    def gemm_rate(self, name: str) -> float:
+        """Multiply-adds a second of a format's product, weights in the cache, 128 rows."""
+        x = np.random.default_rng(0).standard_normal((128, 576), dtype=np.float32)
+        matrix = _cpu.PackedMatrix(1536, 576, name.replace("bfloat16", "bf16"))
+        matrix.pack_rows(0, np.ones((1536, 576), np.float32))
+        best = 0.0
+        for _ in range(10):
+            began = time.perf_counter()
+            _cpu.linear(self.pool, matrix, x)
+            best = max(best, 128 * 1536 * 576 / (time.perf_counter() - began))
+        return best
+
     def native(self) -> dict[str, NativeRun]:
         return {name: NativeRun(self.folder, name, self.threads) for name in self.formats}
 
@@ -64,11 +80,13 @@ def decode(race: Race) -> dict[str, Any]:
     records: list[dict[str, Any]] = []
     cases = [(name, branches) for name in runs for branches in (1, 4, 8)]
     for number in range(race.rounds):
-        bandwidth = race.bandwidth()
         for name, branches in _turned(cases, number):
             run = runs[name]
             run.prefill(race.prompts(1), branches, race.tokens)
+            # Bandwidth and cores change from second to second here: they are measured beside.
+            before = race.bandwidth()
             steps = [run.step() for _ in range(race.tokens)]
+            bandwidth = (before + race.bandwidth()) / 2
             records.append(
                 {
                     "round": number,
@@ -76,6 +94,8 @@ def decode(race: Race) -> dict[str, Any]:
                     "branches": branches,
                     "step_seconds": median(steps),
                     "bandwidth": bandwidth,
+                    "gemm_rate": race.gemm_rate(name),
+                    "multiply_adds": run.multiply_adds(branches, race.prompt + race.tokens // 2),
                     "weight_bytes": run.decode_bytes,
                     "kv_bytes": run.kv_bytes,
                     "least_kv_bytes": run.least_kv_bytes(race.prompt, branches, 1, race.tokens),
@@ -89,9 +109,8 @@ def _decode_summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for name, branches in dict.fromkeys((r["format"], r["branches"]) for r in records):
         own = [r for r in records if (r["format"], r["branches"]) == (name, branches)]
         alone = [r for r in records if (r["format"], r["branches"]) == (name, 1)]
-        # Prefetch and frequency vary from round to round: the floor is the run's typical bandwidth.
-        bandwidth = median(r["bandwidth"] for r in records)
-        floor = (own[0]["weight_bytes"] + own[0]["kv_bytes"]) / bandwidth
+        floors = [(r["weight_bytes"] + r["kv_bytes"]) / r["bandwidth"] for r in own]
+        bounds = [max(f, r["multiply_adds"] / r["gemm_rate"]) for f, r in zip(floors, own)]
         seconds = [r["step_seconds"] for r in own]
         rows.append(
             {
@@ -99,9 +118,10 @@ def _decode_summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "branches": branches,
                 "step_seconds": spread(seconds),
                 "tokens_per_second": branches / median(seconds),
-                "bandwidth": bandwidth,
-                "floor_seconds": floor,
-                "percent_of_floor": 100 * floor / median(seconds),
+                "bandwidth": median(r["bandwidth"] for r in own),
+                "gemm_rate": median(r["gemm_rate"] for r in own),
+                "percent_of_floor": 100 * median(f / s for f, s in zip(floors, seconds)),
+                "over_bound": median(s / b for s, b in zip(seconds, bounds)),
                 "over_one_branch": paired_ratio(seconds, [r["step_seconds"] for r in alone]),
                 "kv_over_least": own[0]["kv_bytes"] / own[0]["least_kv_bytes"],
             }
@@ -153,18 +173,43 @@ def engines(race: Race, names: Sequence[str], batches: Sequence[int]) -> dict[st
         calls = _engine_calls(race, batch, list(loaded.values()), runs, hf)
         for call in calls.values():
             call()  # warm
-        rates = _alternate(calls, race.rounds)
-        summary[str(batch)] = {
-            "tokens_per_second": {name: spread(values) for name, values in rates.items()},
-            "ours_over": {
-                f"{ours} / {other}": paired_ratio(rates[ours], rates[other])
-                for ours in rates
-                if ours.startswith("stagebeam")
-                for other in rates
-                if not other.startswith("stagebeam")
-            },
-        }
+        summary[str(batch)] = _rates(_alternate(calls, race.rounds))
     return summary
+
+
+def bundled(race: Race) -> dict[str, Any]:
+    """Tokens a second of the bundled checkpoint with an image, 4 rows, beside HF `generate`."""
+    batch, prompt = 4, 256
+    model = HFModel(BUNDLED_CHECKPOINT)
+    ours = {name: bundled_race.open_engine(name, race.threads) for name in bundled_race.FORMATS}
+    calls: dict[str, Callable[[], float]] = {
+        "HF float32": partial(bundled_race.hf_rate, model, batch, prompt, race.tokens)
+    }
+    for name, engine in ours.items():
+        calls[f"stagebeam {name}"] = partial(
+            bundled_race.our_rate, engine, batch, prompt, race.tokens
+        )
+    try:
+        for call in calls.values():
+            call()  # warm
+        return {str(batch): _rates(_alternate(calls, race.rounds))}
+    finally:
+        for engine in ours.values():
+            engine.close()
+
+
+def _rates(rates: dict[str, list[float]]) -> dict[str, Any]:
+    """Each contender's tokens a second, and ours over each other's."""
+    return {
+        "tokens_per_second": {name: spread(values) for name, values in rates.items()},
+        "ours_over": {
+            f"{ours} / {other}": paired_ratio(rates[ours], rates[other])
+            for ours in rates
+            if ours.startswith("stagebeam")
+            for other in rates
+            if not other.startswith("stagebeam")
+        },
+    }
 
 
 def _engine_calls(
@@ -182,18 +227,8 @@ def _engine_calls(
 
 
 def gemm(race: Race) -> dict[str, Any]:
-    """Multiply-adds a second of each format's product, weights in the cache, 128 rows."""
-    rates: dict[str, float] = {}
-    x = np.random.default_rng(0).standard_normal((128, 576), dtype=np.float32)
-    for name in race.formats:
-        matrix = _cpu.PackedMatrix(1536, 576, name.replace("bfloat16", "bf16"))
-        matrix.pack_rows(0, np.ones((1536, 576), np.float32))
-        best = 0.0
-        for _ in range(20 * race.rounds):
-            began = time.perf_counter()
-            _cpu.linear(race.pool, matrix, x)
-            best = max(best, 128 * 1536 * 576 / (time.perf_counter() - began))
-        rates[name] = best
+    """Multiply-adds a second of each format's product."""
+    rates = {name: max(race.gemm_rate(name) for _ in range(race.rounds)) for name in race.formats}
     return {"multiply_adds_per_second": rates}
 
 
@@ -262,6 +297,8 @@ PARTS: dict[str, Callable[[Race], dict[str, Any]]] = {
     "trunk": trunk,
     "gemm": gemm,
     "prefill": prefill,
+    "bundled": bundled,
+    "instructions": lambda race: instructions(),
     "hf": lambda race: engines(race, ["hf"], [1]),
     "hf-batch": lambda race: engines(race, ["hf"], [4]),
     "llamacpp": lambda race: engines(race, ["llamacpp"], [1, 4]),

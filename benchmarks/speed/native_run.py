@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stagebeam.engine.models.forward import ForwardBatch, KVLayers, PrefillAttention
+from stagebeam.engine.memory.caches import zero_caches
+from stagebeam.engine.models.forward import ForwardBatch, PrefillAttention
 from stagebeam.engine.models.loader import build_native_model, read_spec
 from stagebeam.engine.models.native import DecodeAddresses
 from stagebeam.engine.models.safetensors_files import SafetensorsFiles
@@ -46,6 +47,14 @@ class NativeRun:
         """Packed weight bytes that a step reads."""
         return self.model.program.decode_bytes(False)
 
+    def multiply_adds(self, branches: int, length: int) -> int:
+        """Of a decode step whose branches attend to `length` tokens each."""
+        s = self.model.spec
+        q_size, kv_size = s.num_heads * s.head_dim, s.num_kv_heads * s.head_dim
+        layer = s.hidden_size * (2 * (q_size + kv_size) + 3 * s.intermediate_size)
+        attention = 2 * length * q_size
+        return branches * (s.num_layers * (layer + attention) + s.hidden_size * s.vocab_size)
+
     @property
     def kv_bytes(self) -> int:
         """Cache bytes that the last step's attention read."""
@@ -67,10 +76,7 @@ class NativeRun:
         self._trunks = ids[: len(prompts) * trunk_blocks].reshape(len(prompts), -1)
         self._tails = ids[self._trunks.size :].reshape(rows, tail)
         shape = (len(ids), BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
-        self._kv: KVLayers = [
-            (torch.zeros(shape, dtype=self._kv_dtype), torch.zeros(shape, dtype=self._kv_dtype))
-            for _ in range(spec.num_layers)
-        ]
+        self._kv = zero_caches(spec.num_layers, shape, self._kv_dtype, torch.device("cpu"))
         positions = np.tile(np.arange(length), len(prompts))
         slots = self._trunks.repeat(BLOCK_SIZE, 1) * BLOCK_SIZE + np.arange(length) % BLOCK_SIZE
         batch = ForwardBatch(

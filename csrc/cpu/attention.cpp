@@ -7,7 +7,7 @@ namespace stagebeam::cpu {
 namespace {
 
 constexpr int64_t kPrefillRows = 16;  // rows of a prefill item: they share a read of their keys
-constexpr int64_t kItemsPerThread = 4;
+constexpr int64_t kItemsPerThread = 16;
 
 int64_t splits_of(int64_t tokens) {
   return (tokens + kSplitTokens - 1) / kSplitTokens;
@@ -252,6 +252,42 @@ int64_t AttentionPlan::kv_bytes(const AttentionShape& shape, CacheFormat format)
   }
   const int64_t scale = format == CacheFormat::kInt8 ? sizeof(float) : 0;
   return 2 * tokens * (shape.head_dim * element_bytes(format) + scale);
+}
+
+void AttentionPlan::prefetch_item(const AttentionLayer& layer, int64_t index) const {
+  if (index >= num_items() || items_[index].split == kAll) return;
+  const Item& item = items_[index];
+  const KvLayout layout = layout_of(layer);
+  const Source& source = sources_[item.source];
+  const int64_t bytes = element_bytes(layout.format);
+  const int64_t width = (item.kv_end - item.kv_begin) * layout.head_dim * bytes;
+  const int64_t begin = item.split * kSplitTokens;
+  auto prefetch = [&](const int32_t* table, int64_t slot, int64_t first, int64_t end) {
+    int64_t column = table == nullptr ? 0 : first / layout.block_size;
+    int64_t in_block = first - column * layout.block_size;
+    for (int64_t t = first; t < end; ++t, ++in_block) {
+      if (table != nullptr && in_block == layout.block_size) {
+        ++column;
+        in_block = 0;
+      }
+      const int64_t block = table == nullptr ? slot : table[column];
+      const int64_t at = (block * layout.block_stride + in_block * layout.token_stride +
+                          item.kv_begin * layout.head_dim) *
+                         bytes;
+      for (int64_t i = 0; i < width; i += 64) {
+        __builtin_prefetch(at_bytes(layer.cache.keys, at + i), 0, 2);
+        __builtin_prefetch(at_bytes(layer.cache.values, at + i), 0, 2);
+      }
+    }
+  };
+  const int64_t shared_end = std::min(begin + kSplitTokens, source.length);
+  prefetch(source.table, std::max<int64_t>(source.first_slot, 0), begin, shared_end);
+  for (int64_t r = item.row_begin; r < item.row_end; ++r) {
+    const int64_t end = std::min(begin + kSplitTokens, rows_[r].limit);
+    if (rows_[r].tail_table == nullptr || end <= source.length) continue;
+    prefetch(rows_[r].tail_table, 0, std::max(begin, source.length) - source.length,
+             end - source.length);
+  }
 }
 
 void AttentionPlan::run_item(const AttentionLayer& layer, int64_t index,

@@ -99,6 +99,8 @@ class AttentionPlan {
   int64_t num_units() const { return static_cast<int64_t>(rows_.size()) * shape_.num_kv_heads; }
   void prepare_unit(const AttentionLayer& layer, int64_t unit, AttentionScratch& scratch);
 
+  // Asks for the cache lines of an item of splits, so that they are near when it runs.
+  void prefetch_item(const AttentionLayer& layer, int64_t item) const;
   // Whether one of the item's rows is marked, [num_rows].
   bool has_row_of(int64_t item, const uint8_t* is_marked) const;
 

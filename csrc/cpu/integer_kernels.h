@@ -166,6 +166,7 @@ void multiply_integers(const std::byte* panel, const IntegerRow* rows, int64_t n
       STAGEBEAM_UNROLL for (int v = 0; v < D::kVectors; ++v) dots[r][v] = start;
     }
     STAGEBEAM_UNROLL for (int i = 0; i < kLines; ++i) {
+      __builtin_prefetch(line + i * kLineBytes + kAheadBytes);
       if constexpr (kIsInt4) {
         D::template add_int4<R>(line + i * kLineBytes, x, i * kLayout.word_k, dots);
       } else {
@@ -174,6 +175,7 @@ void multiply_integers(const std::byte* panel, const IntegerRow* rows, int64_t n
     }
     if constexpr (kIsInt4) D::template finish_int4<R>(dots);
     const auto* bits = reinterpret_cast<const uint16_t*>(block);
+    if (in_block == 0) __builtin_prefetch(block + kAheadBytes);
     STAGEBEAM_UNROLL for (int v = 0; v < kV; ++v) {
       typename S::Float step, least = S::zero();
       if constexpr (kIsInt4) {

@@ -16,7 +16,7 @@ struct alignas(64) Scratch {
 };
 
 // Grows to what the largest product of rounded rows needs.
-std::byte* integer_scratch(int64_t num_bytes) {
+std::byte* rounded_scratch(int64_t num_bytes) {
   struct alignas(64) Line {
     std::byte bytes[64];
   };
@@ -31,7 +31,15 @@ Scratch& scratch() {
   return *memory;
 }
 
-kernels::MultiplyFunction rounded_function() {
+// The kernel of weights that meet rounded activations; null where this machine has none.
+kernels::MultiplyFunction rounded_function(WeightFormat format) {
+  if (format == WeightFormat::kBf16) {
+#if defined(__x86_64__)
+    static const bool has_bf16 = has_avx512_bf16();
+    if (has_bf16 && active_isa() == Isa::kAvx512) return kernels::multiply_rounded_bf16;
+#endif
+    return nullptr;
+  }
   switch (active_isa()) {
 #if defined(__aarch64__)
     case Isa::kNeon:
@@ -78,12 +86,14 @@ void linear_part(const PackedMatrix& weights, ConstRows x, int64_t num_rows, Row
   const int64_t end = num_units * (part + 1) / parts * unit;
   if (first == end) return;
   Scratch& memory = scratch();
-  const bool is_rounded = weights.has_integer_products() && weights.in_features() > 0;
   const int64_t in_features = weights.in_features();
+  const WeightFormat format = weights.format();
+  const auto rounded =
+      weights.rounds_activations() && in_features > 0 ? rounded_function(format) : nullptr;
   const kernels::LinearTask task{
       weights.panel(0),
       static_cast<int64_t>(weights.panel_bytes()),
-      weights.in_features(),
+      in_features,
       weights.out_features() / unit,
       x,
       num_rows,
@@ -91,9 +101,10 @@ void linear_part(const PackedMatrix& weights, ConstRows x, int64_t num_rows, Row
       epilogue,
       memory.sums,
       memory.tile,
-      is_rounded ? integer_scratch(kernels::integer_bytes(num_rows, in_features)) : nullptr};
-  const auto multiply = is_rounded ? rounded_function() : multiply_function();
-  multiply(task, weights.format(), first, end);
+      rounded == nullptr ? nullptr
+                         : rounded_scratch(kernels::rounded_bytes(format, num_rows, in_features))};
+  const auto multiply = rounded != nullptr ? rounded : multiply_function();
+  multiply(task, format, first, end);
 }
 
 }  // namespace stagebeam

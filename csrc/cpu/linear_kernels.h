@@ -306,6 +306,21 @@ void finish(const LinearTask& task, const float* sums, int64_t row, int64_t colu
   for (int i = 0; i < columns; ++i) out[i] = buffer[i];
 }
 
+// The same for rows row .. row + rows - 1 of `panels` panels from `panel` on, from task.sums.
+template <typename S>
+void finish_panels(const LinearTask& task, int64_t row, int64_t rows, int64_t panel, int64_t panels,
+                   int64_t sum_stride) {
+  const int64_t unit = task.epilogue.kind == Epilogue::Kind::kSiluMul ? 2 : 1;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t p = 0; p < panels; p += unit) {
+      const int64_t column = (panel + p) / unit * kPanelRows;
+      const int64_t columns = task.out_columns - column;
+      finish<S>(task, task.sums + r * sum_stride + p * kPanelRows, row + r, column,
+                static_cast<int>(columns < kPanelRows ? columns : kPanelRows));
+    }
+  }
+}
+
 // Panels first .. end - 1 for all rows. From kUnpackRows rows on, weights that are not float32 are
 // unpacked once for each block of K into a tile that stays in the cache.
 template <typename S, WeightFormat kFormat>
@@ -314,7 +329,6 @@ void multiply(const LinearTask& task, int64_t first, int64_t end) {
   const int64_t step = task.num_rows > kMaxRows<S> ? 2 : 4;  // even: gate and up stay together
   const int64_t sum_stride = step * kPanelRows;
   const bool is_unpacked = kFormat != WeightFormat::kFloat32 && task.num_rows > kMaxDirectRows;
-  const bool is_gate_up = task.epilogue.kind == Epilogue::Kind::kSiluMul;
   for (int64_t panel = first; panel < end; panel += step) {
     const int64_t panels = end - panel < step ? end - panel : step;
     for (int64_t row = 0; row < task.num_rows; row += kMaxSumRows) {
@@ -338,14 +352,7 @@ void multiply(const LinearTask& task, int64_t first, int64_t end) {
                                 k == 0, task.sums, sum_stride);
         }
       }
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t p = 0; p < panels; p += is_gate_up ? 2 : 1) {
-          const int64_t column = (panel + p) / (is_gate_up ? 2 : 1) * kPanelRows;
-          const int64_t columns = task.out_columns - column;
-          finish<S>(task, task.sums + r * sum_stride + p * kPanelRows, row + r, column,
-                    static_cast<int>(columns < kPanelRows ? columns : kPanelRows));
-        }
-      }
+      finish_panels<S>(task, row, rows, panel, panels, sum_stride);
     }
   }
 }

@@ -18,6 +18,9 @@ inline constexpr int64_t kTileSize = 2 * kSumBlock * kPanelRows;
 // Rows of activations that are rounded to int8 at a time.
 inline constexpr int64_t kIntegerRows = 128;
 
+// How far ahead of its use a product asks for packed weights: what memory brings while they wait.
+inline constexpr int64_t kAheadBytes = 4096;
+
 struct LinearTask {
   const std::byte* panels;
   int64_t panel_bytes;
@@ -29,16 +32,22 @@ struct LinearTask {
   Epilogue epilogue;
   float* sums;          // [kMaxSums], 64-byte aligned
   float* tile;          // [kTileSize], 64-byte aligned
-  std::byte* integers;  // of rounded rows: integer_bytes(), 64-byte aligned
+  std::byte* integers;  // of rounded rows: rounded_bytes(), 64-byte aligned
 };
 
 // Panels first .. end - 1 of the product.
 using MultiplyFunction = void (*)(const LinearTask& task, WeightFormat format, int64_t first,
                                   int64_t end);
-// Bytes that `num_rows` rounded rows take.
+// Bytes that `num_rows` rows rounded to int8 take.
 inline int64_t integer_bytes(int64_t num_rows, int64_t in_features) {
   const int64_t groups = (in_features + kGroupSize - 1) / kGroupSize;
   return (num_rows < kIntegerRows ? num_rows : kIntegerRows) * groups * (2 * kGroupSize + 3 * 4);
+}
+
+// The same of the kernel that weights of `format` meet.
+inline int64_t rounded_bytes(WeightFormat format, int64_t num_rows, int64_t in_features) {
+  if (format != WeightFormat::kBf16) return integer_bytes(num_rows, in_features);
+  return (num_rows < kMaxSumRows ? num_rows : kMaxSumRows) * (in_features + 1) / 2 * 4;
 }
 
 void multiply_scalar(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
@@ -51,5 +60,7 @@ void multiply_rounded_scalar(const LinearTask& task, WeightFormat format, int64_
 void multiply_rounded_neon(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
 void multiply_rounded_avx2(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
 void multiply_rounded_vnni(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
+// The same for bf16 weights with activations rounded to bf16.
+void multiply_rounded_bf16(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
 
 }  // namespace stagebeam::kernels

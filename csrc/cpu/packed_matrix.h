@@ -30,9 +30,11 @@ enum class RowOrder {
   kGateUp,
 };
 
-// What int8 and int4 weights meet. Other formats always take float32.
+// What weights meet. Those in float32 always take float32.
 enum class Activations {
-  kInt8,  // rounded to int8 in groups of kGroupSize, as the weights are: integer products
+  // Rounded as the weights are: to int8 in groups of kGroupSize for int8 and int4 (exact integer
+  // products), to bf16 for bf16 where the machine multiplies bf16, else float32.
+  kRounded,
   kFloat32,
 };
 
@@ -71,7 +73,7 @@ class PackedMatrix {
   // All weights zero. Throws std::invalid_argument for negative sizes or an odd number of rows in
   // kGateUp order, std::bad_alloc.
   PackedMatrix(int64_t out_features, int64_t in_features, WeightFormat format,
-               RowOrder order = RowOrder::kPlain, Activations activations = Activations::kInt8);
+               RowOrder order = RowOrder::kPlain, Activations activations = Activations::kRounded);
   ~PackedMatrix();
   PackedMatrix(PackedMatrix&& other) noexcept { swap(other); }
   PackedMatrix& operator=(PackedMatrix&& other) noexcept {
@@ -93,10 +95,9 @@ class PackedMatrix {
   int64_t in_features() const { return in_features_; }
   WeightFormat format() const { return format_; }
   RowOrder order() const { return order_; }
-  // Whether products round their activations to int8.
-  bool has_integer_products() const {
-    return activations_ == Activations::kInt8 &&
-           (format_ == WeightFormat::kInt8 || format_ == WeightFormat::kInt4);
+  // Whether products may round their activations.
+  bool rounds_activations() const {
+    return activations_ == Activations::kRounded && format_ != WeightFormat::kFloat32;
   }
   int64_t num_panels() const { return num_panels_; }
   size_t panel_bytes() const { return panel_bytes_; }
@@ -116,7 +117,7 @@ class PackedMatrix {
   int64_t in_features_ = 0;
   WeightFormat format_ = WeightFormat::kFloat32;
   RowOrder order_ = RowOrder::kPlain;
-  Activations activations_ = Activations::kInt8;
+  Activations activations_ = Activations::kRounded;
   int64_t num_panels_ = 0;
   size_t panel_bytes_ = 0;
   std::byte* data_ = nullptr;

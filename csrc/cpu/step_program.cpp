@@ -270,6 +270,7 @@ void StepProgram::run_self_attention(const Op& op, const Pass& pass, int part, i
 void StepProgram::attend(AttentionPlan& plan, const AttentionLayer& layer, int part, int parts,
                          size_t index) {
   AttentionScratch& scratch = workers_[part].attention;
+  plan.prefetch_item(layer, part);
   for (int64_t unit = part; unit < plan.num_units(); unit += parts) {
     plan.prepare_unit(layer, unit, scratch);
   }
@@ -278,6 +279,7 @@ void StepProgram::attend(AttentionPlan& plan, const AttentionLayer& layer, int p
   for (int64_t item = part; item < num_items;
        item = parts + next_item_[index].fetch_add(1, std::memory_order_relaxed)) {
     if (is_for_outputs(index) && !plan.has_row_of(item, is_output_.data())) continue;
+    plan.prefetch_item(layer, item + parts);  // most likely this thread's next
     plan.run_item(layer, item, scratch);
   }
 }

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from stagebeam.bindings import _cpu
 from stagebeam.engine.models.forward import KVLayers
 
 SCALE_BYTES = 4  # of an int8 head
+_ALIGNMENT = 64  # bytes between which a layer's arrays begin
 
 
 def zero_caches(
     num_layers: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> KVLayers:
     """A layer's keys and values of `shape` [.., num_kv_heads, head_dim] each; in int8 their scales
-    [.., num_kv_heads] too."""
-
-    def pair(size: tuple[int, ...], kind: torch.dtype) -> tuple[Tensor, ...]:
-        return tuple(torch.zeros(size, dtype=kind, device=device) for _ in range(2))
-
-    has_scales = dtype == torch.int8
+    [.., num_kv_heads] too. On a CPU all lie in one mapping, in huge pages where the system has them:
+    attention reads a little of every layer, more small pages than a processor remembers."""
+    kinds = [(shape, dtype), (shape, dtype)]
+    if dtype == torch.int8:
+        kinds += [(shape[:-1], torch.float32)] * 2
+    if device.type != "cpu" or num_layers == 0:
+        return [
+            tuple(torch.zeros(size, dtype=kind, device=device) for size, kind in kinds)
+            for _ in range(num_layers)
+        ]
+    sizes = [math.prod(size) * kind.itemsize for size, kind in kinds]
+    padded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+    memory = torch.from_numpy(_cpu.zeroed_bytes(num_layers * sum(padded)))
+    pieces = iter(memory.split(padded * num_layers))
     return [
-        (*pair(shape, dtype), *(pair(shape[:-1], torch.float32) if has_scales else ()))
+        tuple(
+            next(pieces)[:num_bytes].view(kind).view(size)
+            for (size, kind), num_bytes in zip(kinds, sizes)
+        )
         for _ in range(num_layers)
     ]
 

@@ -32,6 +32,8 @@ from stagebeam.kernels.registry import Ops
 
 # Weight formats by the name of the engine's dtype.
 FORMATS = {"float32": "float32", "bfloat16": "bf16", "int8": "int8", "int4": "int4"}
+# Formats of the embedding and the head where they differ: 4 bits cost most there.
+END_FORMATS = {"int4": "int8"}
 _CACHE_INT8 = _cpu.CACHE_FORMATS["int8"]
 
 
@@ -72,6 +74,7 @@ class NativeModel:
         self.spec = spec
         self.device = torch.device("cpu")
         self._format = FORMATS[weight_format]
+        end_format = END_FORMATS.get(self._format, self._format)
         self._weights = weights
         self._cos_sin = rope_table(
             spec.rope, spec.head_dim, spec.max_position_embeddings, self.device
@@ -91,7 +94,9 @@ class NativeModel:
         if spec.architecture == "mllama":
             self._images = _ImageEncoder(spec, weights, ops)
         prefix = "language_model." if spec.architecture == "mllama" else ""
-        embedding = self._matrix((f"{prefix}embed_tokens.weight",), (spec.num_embeddings,))
+        embedding = self._matrix(
+            (f"{prefix}embed_tokens.weight",), (spec.num_embeddings,), weight_format=end_format
+        )
         for i in range(spec.num_layers + spec.num_cross_layers):
             if i in spec.cross_attention_layers:
                 self._cross_layer(f"{prefix}layers.{i}")
@@ -100,7 +105,7 @@ class NativeModel:
         norm = self._vector(f"{prefix}norm.weight", spec.hidden_size)
         head = embedding
         if not spec.has_tied_head:
-            head = self._matrix(("lm_head.weight",), (spec.vocab_size,))
+            head = self._matrix(("lm_head.weight",), (spec.vocab_size,), weight_format=end_format)
         self.program.set_ends(embedding, norm, head)
         del self._weights
 
@@ -147,10 +152,13 @@ class NativeModel:
         rows: tuple[int, ...],
         columns: int | None = None,
         is_gate_up: bool = False,
+        weight_format: str | None = None,
     ) -> int:
         """Matrices of one width stacked and packed, straight from where the checkpoint holds them."""
         columns = columns or self.spec.hidden_size
-        matrix = self.program.add_matrix(sum(rows), columns, self._format, is_gate_up)
+        matrix = self.program.add_matrix(
+            sum(rows), columns, weight_format or self._format, is_gate_up
+        )
         begin = 0
         for name, num_rows in zip(names, rows, strict=True):
             source = self._weights.borrow(name, num_rows, columns).contiguous()

@@ -24,6 +24,16 @@ PARTS = [
     "linear_avx2",
     "linear_avx512",
     "linear_vnni",
+    "linear_bf16",
+    "attention",
+    "attention_bf16",
+    "decode_steps",
+    "kernels",
+    "kernels_avx2",
+    "kernels_avx512",
+    "kernels_generic",
+    "sample",
+    "step_program",
 ]
 
 
@@ -42,7 +52,7 @@ def test_cpu_products_and_threads_under_sanitizers(sanitizers: str, tmp_path: Pa
     sources += [ROOT / "csrc/tests/main.cpp"]
     sources += [
         ROOT / "csrc/tests/cpu" / f"{part}_test.cpp"
-        for part in ("linear", "thread_pool", "cpu_count")
+        for part in ("linear", "thread_pool", "cpu_count", "decode_steps")
     ]
     objects = [str(tmp_path / f"{source.stem}.o") for source in sources]
 
