@@ -61,10 +61,13 @@ def command() -> str:
 
 
 def model(folder: Path) -> dict[str, str]:
-    """The checkpoint's path, relative to the checkout where it lies inside, and its content's hash."""
-    resolved = folder.resolve()
-    is_inside = resolved.is_relative_to(ROOT)
-    path = resolved.relative_to(ROOT).as_posix() if is_inside else str(folder)
+    """The checkpoint's path, from the checkout or from ~ where it lies inside, and its content's hash."""
+    resolved, home = folder.resolve(), Path.home()
+    path = str(folder)
+    if resolved.is_relative_to(ROOT):
+        path = resolved.relative_to(ROOT).as_posix()
+    elif resolved.is_relative_to(home):
+        path = f"~/{resolved.relative_to(home).as_posix()}"
     is_bundled = resolved == BUNDLED_CHECKPOINT.resolve()
     return {
         "path": f"{path} (bundled)" if is_bundled else path,

@@ -20,6 +20,14 @@ from stagebeam.benchmarks.speed.bench_command import INCOMPLETE
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "speed"
 CONFIG_11B = RESULTS / "llama-3.2-11b-vision.json"
+
+
+def _short(path: Path) -> str:
+    """The path from here where it lies below: documents keep their command."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 BF16 = "ours-bfloat16"
 BOTH = "ours-float32,ours-bfloat16,ours-int8"
 ONE = ",".join(f"{name}-one-order" for name in BOTH.split(","))
@@ -50,7 +58,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "scaling": ("stagebeam.benchmarks.speed.scaling", *MIDSIZE, "--dtype", "bfloat16"),
     "overhead": ("stagebeam.benchmarks.speed.overhead", *MIDSIZE, "--dtype", "bfloat16"),
     "plan": (
-        *("stagebeam.cli", "profile", "--plan", "--model", str(CONFIG_11B)),
+        *("stagebeam.cli", "profile", "--plan", "--model", _short(CONFIG_11B)),
         *("--gpu", "a100,h100,h200,b200,l40s"),
         *("--beam-sizes", "1,2,4,8,16"),
     ),
@@ -78,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.perf_counter()
     for name in names:
         folder = options.output / name
-        command = [*CASES[name], "--output", str(folder)]
+        command = [*CASES[name], "--output", _short(folder)]
         if options.list:
             print(f"{name}: python -m {' '.join(command)}")
             continue
