@@ -1,9 +1,12 @@
-/* One question through the C interface, each event taken as it comes: for overhead.py, by ctypes. */
+/* One question through the C interface, each event taken as it comes: for overhead.py, by ctypes.
+ */
 #include <stagebeam.h>
 
 static const char* failure;
 
-const char* overhead_error(void) { return failure; }
+const char* overhead_error(void) {
+  return failure;
+}
 
 int overhead_open(const char* checkpoint, stagebeam_engine* engine) {
   stagebeam_engine_params params;

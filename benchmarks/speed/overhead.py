@@ -2,8 +2,8 @@
 
 The same greedy answer three ways, in turns and on one engine: `Engine.submit` without events (the
 bare loop), `AsyncEngine` with every event taken as it comes, and C code over `libstagebeam`, compiled
-here. Once on the model, in wall-clock time; and once on a drawn model so small that the host's work
-shows, on one thread and in the processor's time, which others on the machine disturb little.
+here. Times every native step from inside: what an interface costs shows between two steps, and in
+a step where its threads take a processor from it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+import numpy as np
 
 import stagebeam
 from stagebeam.benchmarks.speed.bench_command import (
@@ -34,7 +37,6 @@ from stagebeam.benchmarks.speed.bench_table import markdown_table, source_line
 from stagebeam.benchmarks.speed.machine_speed import measure_machine
 from stagebeam.benchmarks.speed.measure import say
 from stagebeam.benchmarks.speed.statistics import paired_difference, paired_ratio, spread
-from stagebeam.benchmarks.speed.synthetic import SyntheticSize, write_synthetic
 from stagebeam.bindings.locations import C_LIBRARY
 from stagebeam.engine.async_engine import AsyncEngine
 from stagebeam.engine.engine import Engine
@@ -46,12 +48,8 @@ SOURCE = Path(__file__).with_suffix(".c")
 QUESTION = "Tell a long story about a lighthouse keeper, his dog and the winter storms."
 BARE, ASYNC, C_CODE = "bare loop", "AsyncEngine, every event", "C code, every event"
 GREEDY = SearchParams(strategy="greedy")
-SMALL = SyntheticSize(num_layers=1, hidden_size=192, vocab_size=608)
-SMALL_TOKENS = 200
-SMALL_CACHE_BYTES = 4 << 20
 
 Ask = Callable[[int], int]  # max_tokens -> tokens of the answer
-Clock = Callable[[], float]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,62 +58,70 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_workload_options(parser)
     parser.set_defaults(model=MIDSIZE)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--tokens", type=int, default=40, help="of each answer")
-    parser.add_argument("--small-rounds", type=int, default=30, help="on the drawn model")
+    parser.add_argument("--rounds", type=int, default=80)
+    parser.add_argument("--tokens", type=int, default=20, help="of each answer")
     options = parser.parse_args(arguments)
     workload = Workload(options)
     document = head(
         "overhead", f"Interfaces on {options.model}, {options.dtype}", workload, measure_machine()
     )
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        small_folder = write_synthetic(SMALL, scratch)
-        engines = {
-            str(workload.folder): Engine(
-                workload.folder,
-                dtype=options.dtype,
-                backend=options.backend,
-                kv_cache_bytes=options.kv_cache_bytes,
-            ),
-            str(small_folder): Engine(
-                small_folder,
-                dtype="float32",
-                kv_cache_bytes=SMALL_CACHE_BYTES,
-                num_threads=1,
-                poll_steps=1,
-            ),
-        }
-        for engine in engines.values():
-            stack.enter_context(engine)
-        in_c = stack.enter_context(c_code(engines))
-        on_small = in_turns(
-            ways(engines[str(small_folder)], in_c[str(small_folder)]),
-            options.small_rounds,
-            SMALL_TOKENS,
-            time.process_time,
-        )
-        records = in_turns(
-            ways(engines[str(workload.folder)], in_c[str(workload.folder)]),
-            options.rounds,
-            options.tokens,
-            time.perf_counter,
-        )
+    folder = str(workload.folder)
+    with (
+        Engine(
+            folder,
+            dtype=options.dtype,
+            backend=options.backend,
+            kv_cache_bytes=options.kv_cache_bytes,
+            poll_steps=1,
+        ) as engine,
+        c_code({folder: engine}) as in_c,
+        steps_of(engine) as steps,
+    ):
+        rounds = in_turns(ways(engine, in_c[folder]), options.rounds, options.tokens, steps)
+    records, host = (
+        {name: [getattr(one, part) for one in tokens] for name, tokens in rounds.items()}
+        for part in ("seconds", "host_seconds")
+    )
     over = (ASYNC, C_CODE)
     document |= {
-        "setting": {
-            "dtype": options.dtype,
-            "tokens": options.tokens,
-            "small_tokens": SMALL_TOKENS,
-        },
+        "setting": {"dtype": options.dtype, "tokens": options.tokens},
         "records": records,
+        "host_records": host,
         "summary": {name: spread(seconds) for name, seconds in records.items()},
         "ratios": {name: paired_ratio(records[name], records[BARE]) for name in over},
-        "small_records": on_small,
-        "added_cpu": {name: paired_difference(on_small[name], on_small[BARE]) for name in over},
+        "added_host": {name: paired_difference(host[name], host[BARE]) for name in over},
     }
     finish(document, to_markdown(document), options, "overhead")
     return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A token of one answer, the median of its steps.
+
+    seconds: from a step's start to the next one's; host_seconds: the part outside the native step
+    """
+
+    seconds: float
+    host_seconds: float
+
+
+@contextmanager
+def steps_of(engine: Engine) -> Iterator[list[tuple[float, float]]]:
+    """A list that each native step of the engine adds its start and end to."""
+    if engine.native_model is None:
+        raise InvalidInputError("this looks at the native program's steps: use --backend auto")
+    steps: list[tuple[float, float]] = []
+    inner = engine.native_model.decode_steps
+
+    def timed(*arguments: Any) -> int:
+        began = time.perf_counter()
+        num_steps = inner(*arguments)
+        steps.append((began, time.perf_counter()))
+        return num_steps
+
+    with patch.object(engine.native_model, "decode_steps", timed):
+        yield steps
 
 
 def ways(engine: Engine, in_c: Ask) -> dict[str, Ask]:
@@ -124,20 +130,29 @@ def ways(engine: Engine, in_c: Ask) -> dict[str, Ask]:
 
 
 def in_turns(
-    asks: dict[str, Ask], num_rounds: int, num_tokens: int, clock: Clock
-) -> dict[str, list[float]]:
-    """Seconds a token by the clock, a value a round; the order turns by one each round."""
+    asks: dict[str, Ask], num_rounds: int, num_tokens: int, steps: list[tuple[float, float]]
+) -> dict[str, list[Token]]:
+    """A token's time, a value a round; the order turns by one each round.
+
+    steps: what `steps_of` fills
+    """
     names = list(asks)
-    records: dict[str, list[float]] = {name: [] for name in names}
+    records: dict[str, list[Token]] = {name: [] for name in names}
     counts = {ask(num_tokens) for ask in asks.values()}  # and a warm-up
     for number in range(num_rounds):
         turn = number % len(names)
         for name in [*names[turn:], *names[:turn]]:
-            began = clock()
-            count = asks[name](num_tokens)
-            records[name].append((clock() - began) / count)
-            counts.add(count)
-        say(f"round {number + 1}: " + ", ".join(f"{1000 * records[n][-1]:.3f} ms" for n in names))
+            steps.clear()
+            counts.add(asks[name](num_tokens))
+            starts, ends = np.array(steps).T
+            records[name].append(
+                Token(
+                    seconds=float(np.median(np.diff(starts))),
+                    host_seconds=float(np.median(starts[1:] - ends[:-1])),
+                )
+            )
+        last = [1000 * records[name][-1].seconds for name in names]
+        say(f"round {number + 1}: " + ", ".join(f"{ms:.3f} ms" for ms in last))
     assert len(counts) == 1, f"the same answer has {counts} tokens"
     return records
 
@@ -215,19 +230,18 @@ def to_markdown(document: dict[str, Any]) -> str:
         over = added = share = ""
         if name in document["ratios"]:
             over = _with_interval(document["ratios"][name], lambda ratio: f"{ratio - 1:+.2%}")
-            cost = document["added_cpu"][name]
-            added = _with_interval(cost, lambda value: f"{1e6 * value:.0f}")
-            share = f"{cost['median'] / token:.2%}"
+            host = document["added_host"][name]
+            added = _with_interval(host, lambda value: f"{1e6 * value:+.0f}")
+            share = f"{host['median'] / token:+.2%}"
         rows.append((name, f"{1000 * seconds['median']:.3f}", over, added, share))
     columns = (
         *("interface", "ms a token", "over the bare loop"),
-        *("added processor time, us a token", "of a token's time"),
+        *("of that between two steps, us", "of a token's time"),
     )
-    setting = document["setting"]
     text = (
-        f"One greedy answer of {setting['tokens']} tokens a round; medians, and ratios within a round "
-        "with 95 % bootstrap intervals. The added processor time, of all threads together, is "
-        f"measured on a drawn model of one layer, {setting['small_tokens']} tokens a round."
+        f"One greedy answer of {document['setting']['tokens']} tokens a round; a token's time is the "
+        "answer's median from step to step. Medians over rounds of ratios and differences within a "
+        "round, with 95 % bootstrap intervals."
     )
     parts = [f"# {document['title']}", text, markdown_table(columns, rows), source_line(document)]
     return "\n\n".join(parts) + "\n"
