@@ -16,7 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stagebeam.training.easy_vqa import annotated_rows, is_held_out, read_questions
+from stagebeam.training.easy_vqa import (
+    COLORS,
+    SHAPES,
+    annotated_rows,
+    is_held_out,
+    read_questions,
+)
 from stagebeam.training.examples import Example
 from stagebeam.training.shapes.annotate import (
     StagedAnswer,
@@ -47,6 +53,7 @@ NUM_SIZES = 4  # scenes hold 2 to 5 objects
 FACTS_PROMPT = "Work these out."
 NUM_FACTS = 6  # in a row
 DECIDING_WEIGHT = 3.0
+SEEN_WEIGHT = 6.0
 VERDICT_WEIGHT, FORM_WEIGHT = 6.0, 0.05  # of the verdict's number, of the words around it
 Examples = Example | tuple[Example, ...]
 
@@ -142,7 +149,8 @@ def weigh_deciding(encoder: ChatEncoder) -> Weigh:
 
 
 def deciding_ids(encoder: ChatEncoder) -> frozenset[int]:
-    words = (" yes", " no", *(f" {number}" for number in range(10)))
+    operations = (" more", " fewer", " plus", " minus", " above", " below", " left", " right")
+    words = (" yes", " no", *operations, *(f" {number}" for number in range(10)))
     return frozenset(encoder.ids(word)[0] for word in words)
 
 
@@ -263,6 +271,7 @@ class EasyStream:
         self._rows = [row for row in rows if not is_held_out(row[0].image)]
         self._seed = seed
         self._augment = augment
+        self._seen = {encoder.ids(f" {word}")[0] for word in (*SHAPES, *COLORS)}
         self._visits = 8 if augment else 1  # each row occurs under so many augmentations
 
     def __len__(self) -> int:
@@ -276,7 +285,13 @@ class EasyStream:
         image = load_easy_image(question.path)
         if self._augment:
             image = shifted(image, random.Random(f"{self._seed}/easy/{index}"))
-        return self._encoder.example(question.text, answer.text(), image_inputs(image))
+        return self._encoder.example(
+            question.text, answer.text(), image_inputs(image), weigh=self._weigh
+        )
+
+    def _weigh(self, ids: list[int]) -> list[float]:
+        """What is seen weighs more than the words around it, which are soon learnt."""
+        return [SEEN_WEIGHT if token in self._seen else 1.0 for token in ids]
 
 
 @cache
