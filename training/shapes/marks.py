@@ -50,9 +50,10 @@ def mark_pair(encoder: ChatEncoder, pair: JudgePair, user_text: str) -> list[Mar
         for count, position in enumerate(span[: len(is_known)]):
             if not is_known[count]:
                 continue
-            if count % 2 == len(tokens) % 2:
+            turn = (count + len(tokens)) % 3
+            if turn == 0:
                 marks[position] = Mark(position, correct, weight, MARK_LAYERS)
-            else:
+            elif turn == 2:
                 marks[position - 1] = Mark(position - 1, right[count], weight, WORD_LAYERS)
     if difference < min(len(good), len(bad)):
         for span, token in ((good, correct), (bad, incorrect)):
