@@ -9,33 +9,29 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from stagebeam.training.config import Phase, Source, TrainConfig
+from stagebeam.engine.errors import InvalidInputError
+from stagebeam.training.config import Phase, TrainConfig
 from stagebeam.training.progress import Progress
 from stagebeam.training.shapes.check import ShapesCheck
 from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.mixture import DATA_SEED, Mixture, mixed_phase
-from stagebeam.training.shapes.own_mistakes import OwnMistakes, collect_mistakes
+from stagebeam.training.shapes.model import write_like
+from stagebeam.training.shapes.own_mistakes import collect_mistakes
 from stagebeam.training.trainer import Trainer
-from stagebeam.training.world import open_world
+from stagebeam.training.world import made_once
 
 logger = logging.getLogger(__name__)
 
-NEW_LAYERS = 3
+FIRST_LAYERS, NEW_LAYERS = 7, 3
 GROW_SEED = 17
 CHECK_SEED = 11
-OWN = "judge-own"
 MISTAKE_QUESTIONS = 400
-VERIFY_STEPS, SETTLE_STEPS = 1000, 1900
 REWORD: Mixture = {
     "answer": (4, 32),
     "text": (2, 40),
@@ -43,23 +39,22 @@ REWORD: Mixture = {
     "facts": (0.7, 64),
     "easy": (2, 64),
 }
-# From here on for two ranks: rows are a rank's.
 JUDGE: Mixture = {
-    "answer": (2.2, 22),
-    "text": (0.8, 30),
-    "facts": (0.6, 64),
-    "caption": (0.6, 40),
-    "easy": (1.6, 64),
-    "judge-fact": (1.2, 40),
-    "judge-short": (0.6, 28),
-    "judge-caption": (1.2, 16),
-    "judge-summary": (0.6, 22),
-    "judge-reasoning": (2, 9),
-    "judge-conclusion": (0.8, 12),
-    "judge-answer": (1, 6),
-    "judge-sentence": (0.8, 10),
-    OWN: (1.2, 9),
-    "gate": (0.1, 24),
+    "answer": (2.2, 44),
+    "text": (0.8, 60),
+    "facts": (0.6, 128),
+    "caption": (0.6, 80),
+    "easy": (1.6, 128),
+    "judge-fact": (1.2, 80),
+    "judge-short": (0.6, 56),
+    "judge-caption": (1.2, 32),
+    "judge-summary": (0.6, 44),
+    "judge-reasoning": (2, 18),
+    "judge-conclusion": (0.8, 24),
+    "judge-answer": (1, 12),
+    "judge-sentence": (0.8, 20),
+    "gate": (0.1, 48),
+    "judge-own": (1.2, 18),
 }
 
 
@@ -69,17 +64,10 @@ def reword_phase(encoder: ChatEncoder) -> Phase:
 
 def judging_phases(encoder: ChatEncoder, mistakes: Path) -> tuple[Phase, ...]:
     """The third part's recipe after `reword_phase`; `mistakes` are the reworded model's own."""
-    drawn = {task: share for task, share in JUDGE.items() if task != OWN}
-    weight, rows = JUDGE[OWN]
-    own = Source(
-        name=OWN,
-        dataset=OwnMistakes(mistakes, encoder, seed=DATA_SEED),
-        weight=weight,
-        batch_size=rows,
+    return (
+        mixed_phase(encoder, "verify", JUDGE, steps=1000, rate=1e-3, warmup=30, mistakes=mistakes),
+        mixed_phase(encoder, "settle", JUDGE, steps=1900, rate=1e-3, falls=True, mistakes=mistakes),
     )
-    verify = mixed_phase(encoder, "verify", drawn, steps=VERIFY_STEPS, rate=1e-3, warmup=30)
-    settle = mixed_phase(encoder, "settle", drawn, steps=SETTLE_STEPS, rate=1e-3, falls=True)
-    return tuple(replace(one, sources=(*one.sources, own)) for one in (verify, settle))
 
 
 def deepen_shapes(model: Path, output: Path, config: TrainConfig) -> Progress:
@@ -89,7 +77,7 @@ def deepen_shapes(model: Path, output: Path, config: TrainConfig) -> Progress:
     output/reword, checkpoints, metrics, and the result at output/final.
     """
     start, reword = output / "deepened-start", output / "reword"
-    once(config, start, lambda: write_deepened_start(model, start))
+    made_once(start, lambda: write_deepened_start(model, start))
     encoder = ChatEncoder(Tokenizer.from_file(str(start / "tokenizer.json")))
     check = ShapesCheck(CHECK_SEED)
     if not (reword / "final").exists():
@@ -97,8 +85,7 @@ def deepen_shapes(model: Path, output: Path, config: TrainConfig) -> Progress:
         if not progress.is_finished:
             return progress
     mistakes = reword / "mistakes.jsonl"
-    once(
-        config,
+    made_once(
         mistakes,
         lambda: collect_mistakes(
             reword / "final", mistakes, seed=DATA_SEED, num_questions=MISTAKE_QUESTIONS
@@ -108,20 +95,17 @@ def deepen_shapes(model: Path, output: Path, config: TrainConfig) -> Progress:
     return Trainer(reword / "final", output, config, phases, eval_fn=check).train()
 
 
-def once(config: TrainConfig, path: Path, make: Callable[[], object]) -> None:
-    """Let one rank make `path` if it is not there; the others wait."""
-    with open_world(config.timeout_minutes) as world:
-        if world.is_first and not path.exists():
-            make()
-        world.barrier()
-
-
 def write_deepened_start(model: Path, folder: Path) -> None:
     """The export `model` with NEW_LAYERS more text layers, whole or not at all; its answers are the
     same, bit for bit."""
     from transformers import AutoConfig, MllamaForConditionalGeneration
 
     config = AutoConfig.from_pretrained(model)
+    if config.text_config.num_hidden_layers != FIRST_LAYERS:
+        raise InvalidInputError(
+            f"{model} must be an export of the second part, with {FIRST_LAYERS} text layers; got "
+            f"{config.text_config.num_hidden_layers}"
+        )
     config.text_config.num_hidden_layers += NEW_LAYERS
     config.text_config.layer_types = None
     deeper = MllamaForConditionalGeneration.from_pretrained(
@@ -129,13 +113,7 @@ def write_deepened_start(model: Path, folder: Path) -> None:
     )
     layers = deeper.model.language_model.layers[-NEW_LAYERS:]
     draw_silent_(layers, torch.Generator().manual_seed(GROW_SEED))
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(
-        model, part, ignore=shutil.ignore_patterns("*.safetensors*", "*.png", "*.jsonl")
-    )
-    deeper.to(torch.bfloat16).save_pretrained(part)
-    os.replace(part, folder)
+    write_like(model, deeper, folder)
 
 
 @torch.no_grad()
