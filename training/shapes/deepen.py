@@ -58,6 +58,48 @@ JUDGE: Mixture = {
 }
 
 
+PROOFREAD: Mixture = {
+    "answer": (2, 44),
+    "text": (0.7, 60),
+    "facts": (0.7, 128),
+    "caption": (0.7, 80),
+    "easy": (1.6, 128),
+    "proof-fact": (1.5, 64),
+    "proof-caption": (1.5, 64),
+    "proof-reasoning": (2, 24),
+    "judge-fact": (0.7, 80),
+    "judge-short": (0.4, 56),
+    "judge-caption": (0.7, 32),
+    "judge-summary": (0.5, 44),
+    "judge-reasoning": (1, 18),
+    "judge-conclusion": (0.7, 24),
+    "judge-answer": (0.7, 12),
+    "judge-sentence": (0.6, 20),
+    "judge-own": (0.8, 18),
+    "gate": (0.1, 48),
+}
+SETTLE: Mixture = {
+    "answer": (3, 44),
+    "text": (0.8, 60),
+    "facts": (0.5, 128),
+    "caption": (0.8, 80),
+    "easy": (1.8, 128),
+    "proof-fact": (0.4, 64),
+    "proof-caption": (0.4, 64),
+    "proof-reasoning": (0.8, 24),
+    "judge-fact": (0.7, 80),
+    "judge-short": (0.4, 56),
+    "judge-caption": (1, 32),
+    "judge-summary": (0.6, 44),
+    "judge-reasoning": (1.6, 18),
+    "judge-conclusion": (0.8, 24),
+    "judge-answer": (1.2, 12),
+    "judge-sentence": (0.9, 20),
+    "judge-own": (1, 18),
+    "gate": (0.1, 48),
+}
+
+
 def reword_phase(encoder: ChatEncoder) -> Phase:
     return mixed_phase(encoder, "reword", REWORD, steps=400, rate=1e-3, warmup=30)
 
@@ -65,8 +107,11 @@ def reword_phase(encoder: ChatEncoder) -> Phase:
 def judging_phases(encoder: ChatEncoder, mistakes: Path) -> tuple[Phase, ...]:
     """The third part's recipe after `reword_phase`; `mistakes` are the reworded model's own."""
     return (
-        mixed_phase(encoder, "verify", JUDGE, steps=1000, rate=1e-3, warmup=30, mistakes=mistakes),
-        mixed_phase(encoder, "settle", JUDGE, steps=1900, rate=1e-3, falls=True, mistakes=mistakes),
+        mixed_phase(encoder, "verify", JUDGE, steps=694, rate=1e-3, warmup=30, mistakes=mistakes),
+        mixed_phase(encoder, "proofread", PROOFREAD, steps=450, rate=1e-3, mistakes=mistakes),
+        mixed_phase(
+            encoder, "settle", SETTLE, steps=1600, rate=1e-3, falls=True, mistakes=mistakes
+        ),
     )
 
 

@@ -27,16 +27,13 @@ def mark_pair(encoder: ChatEncoder, pair: JudgePair, user_text: str) -> list[Mar
     correct, incorrect = (encoder.ids(f" {word}")[0] for word in SHAPES_PLAN.prompts.gate_words)
     encoding = encoder.tokenizer.encode(user_text, add_special_tokens=False)
     tokens = encoding.ids
-    first, second = pair.texts
-    second_start = len(user_text) - len(second)
-    first_start = second_start - len("\nResponse 2: ") - len(first)
     spans = [
         [
             index
             for index, (start, end) in enumerate(encoding.offsets)
             if start >= begin - 1 and end <= begin + len(text)
         ]
-        for begin, text in ((first_start, first), (second_start, second))
+        for begin, text in zip(candidate_starts(pair, user_text), pair.texts, strict=True)
     ]
     good, bad = spans if pair.is_first else spans[::-1]
     right = [tokens[position] for position in good]
@@ -61,3 +58,10 @@ def mark_pair(encoder: ChatEncoder, pair: JudgePair, user_text: str) -> list[Mar
             marks[at - 1] = Mark(at - 1, right[difference], DECIDING_WEIGHT, WORD_LAYERS)
             marks[at] = Mark(at, token, DECIDING_WEIGHT, MARK_LAYERS)
     return sorted(marks.values(), key=lambda mark: mark.position)
+
+
+def candidate_starts(pair: JudgePair, user_text: str) -> tuple[int, int]:
+    """Where the two candidates begin in the user text, which ends with them."""
+    first, second = pair.texts
+    second_start = len(user_text) - len(second)
+    return second_start - len("\nResponse 2: ") - len(first), second_start

@@ -33,9 +33,10 @@ from stagebeam.training.shapes.annotate import (
 )
 from stagebeam.training.shapes.encoding import ChatEncoder, Weigh, image_inputs
 from stagebeam.training.shapes.facts import draw_fact, fact_text, wrong_fact
-from stagebeam.training.shapes.judge_pairs import JudgePair, make_gate, make_pair
+from stagebeam.training.shapes.judge_pairs import JudgePair, make_gate, make_pair, stage_hints
 from stagebeam.training.shapes.marks import mark_pair
 from stagebeam.training.shapes.mistakes import wrong_thing
+from stagebeam.training.shapes.proofread import RATES, exchange, mark_claims, wrong_facts
 from stagebeam.training.shapes.questions import KINDS, Question, sample_filter, sample_question
 from stagebeam.training.shapes.scene import (
     IMAGE_PIXELS,
@@ -244,6 +245,28 @@ def _short_pair(encoder: ChatEncoder, one: Drawn) -> Examples:
     return pair_examples(encoder, pair, _picture(one))
 
 
+def _proofread(target: str) -> Callable[[ChatEncoder, Drawn], Examples]:
+    """Two candidates with many wrong words each; only marks on their words bear loss."""
+
+    def build(encoder: ChatEncoder, one: Drawn) -> Example:
+        question, hints, image = one.question.text, stage_hints(target, one.answer), None
+        if target == "fact":
+            question, (first, second) = "", [wrong_facts(one.rng) for _ in range(2)]
+        else:
+            right, rate = getattr(one.answer, target), RATES[target]
+            first, second = (exchange(one.rng, right, rate) for _ in range(2))
+            image = image_inputs(_picture(one))
+        criterion = "caption" if target == "caption" else "reasoning"
+        pair = JudgePair(criterion, question, hints, first[0], second[0], True)
+        user = pair.user_text()
+        marks = mark_claims(encoder, pair, user, (first[1], second[1]))
+        return encoder.example(
+            user, pair.reply_text(), image, marks=marks, weigh=lambda ids: [0.0] * len(ids)
+        )
+
+    return build
+
+
 TASKS: dict[str, Callable[[ChatEncoder, Drawn], Examples]] = {
     "place": _place,
     "places": _places,
@@ -259,6 +282,7 @@ TASKS: dict[str, Callable[[ChatEncoder, Drawn], Examples]] = {
         f"judge-{target}": _pair(target)
         for target in ("summary", "caption", "reasoning", "conclusion", "answer", "sentence")
     },
+    **{f"proof-{target}": _proofread(target) for target in ("fact", "caption", "reasoning")},
 }
 
 
