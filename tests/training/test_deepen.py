@@ -55,7 +55,9 @@ def test_the_first_difference_is_marked_in_both_candidates(
 
 def test_what_follows_a_mistake_is_not_marked(encoder: ChatEncoder) -> None:
     """Texts of other lengths never run in step again."""
-    pair = JudgePair("caption", "", (), "top left small red circle.", "bottom left, no big red.", True)
+    pair = JudgePair(
+        "caption", "", (), "top left small red circle.", "bottom left, no big red.", True
+    )
     user = pair.user_text()
     second = user.index("Response 2")
     offsets = encoder.tokenizer.encode(user, add_special_tokens=False).offsets
