@@ -110,7 +110,7 @@ def judging_phases(encoder: ChatEncoder, mistakes: Path) -> tuple[Phase, ...]:
         mixed_phase(encoder, "verify", JUDGE, steps=694, rate=1e-3, warmup=30, mistakes=mistakes),
         mixed_phase(encoder, "proofread", PROOFREAD, steps=450, rate=1e-3, mistakes=mistakes),
         mixed_phase(
-            encoder, "settle", SETTLE, steps=1600, rate=1e-3, falls=True, mistakes=mistakes
+            encoder, "settle", SETTLE, steps=1050, rate=1e-3, falls=True, mistakes=mistakes
         ),
     )
 
