@@ -98,6 +98,26 @@ SETTLE: Mixture = {
     "judge-own": (1, 18),
     "gate": (0.1, 48),
 }
+LAST: Mixture = {
+    "answer": (3, 44),
+    "text": (0.8, 60),
+    "facts": (0.5, 128),
+    "caption": (0.5, 80),
+    "easy": (1.8, 128),
+    "proof-fact": (0.5, 64),
+    "proof-caption": (0.6, 64),
+    "proof-reasoning": (1.5, 24),
+    "judge-fact": (0.7, 80),
+    "judge-short": (0.3, 56),
+    "judge-caption": (1, 32),
+    "judge-summary": (0.7, 44),
+    "judge-reasoning": (2.4, 18),
+    "judge-conclusion": (0.8, 24),
+    "judge-answer": (1.8, 12),
+    "judge-sentence": (1.5, 20),
+    "judge-own": (1.2, 18),
+    "gate": (0.1, 48),
+}
 
 
 def reword_phase(encoder: ChatEncoder) -> Phase:
