@@ -132,6 +132,7 @@ def judging_phases(encoder: ChatEncoder, mistakes: Path) -> tuple[Phase, ...]:
         mixed_phase(
             encoder, "settle", SETTLE, steps=1050, rate=1e-3, falls=True, mistakes=mistakes
         ),
+        mixed_phase(encoder, "last", LAST, steps=420, rate=5e-4, falls=True, mistakes=mistakes),
     )
 
 
