@@ -55,7 +55,7 @@ FACTS_PROMPT = "Work these out."
 NUM_FACTS = 6  # in a row
 DECIDING_WEIGHT = 3.0
 SEEN_WEIGHT = 6.0
-VERDICT_WEIGHT, FORM_WEIGHT = 6.0, 0.05  # of the verdict's number, of the words around it
+VERDICT_WEIGHT, FORM_WEIGHT = 15.0, 0.05  # of the verdict's number, of the words around it
 Examples = Example | tuple[Example, ...]
 
 
