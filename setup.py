@@ -6,9 +6,12 @@ import sys
 from glob import glob
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
+
+# Half a gigabyte of memory for each file at once; MAKE_JOBS says otherwise.
+ParallelCompile("MAKE_JOBS", default=min(os.cpu_count() or 1, 4)).install()
 
 core = Pybind11Extension(
     "stagebeam.bindings._core",

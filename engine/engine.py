@@ -308,7 +308,7 @@ class Engine:
     ) -> BranchRef:
         """Open a session on a question: its root branch, prefilled, to fork, decode and commit."""
         question_ = self._intake.session(question, image, sampling=sampling, judge=judge)
-        return Session(self._loop, question_, self.max_branches).trunk_ref
+        return Session(self._loop, question_, self.max_branches).trunk()
 
     def decode(
         self,

@@ -114,9 +114,20 @@ class Handle:
     def finish(self, result: Any, event: Event) -> None:
         """The loop's side: end with a result."""
         self._future.set_result(result)
-        self.emit(event)
+        self._end(event)
 
     def fail(self, error: BaseException) -> None:
         """The loop's side: end with an error."""
         self._future.set_exception(error)
-        self.emit(failed(error))
+        self._end(failed(error))
+
+    def _end(self, event: Event) -> None:
+        """Tell of the end, then let go of the question: it holds this handle, and a circle with its
+        image and answer would wait for a full garbage collection, which comes ever more rarely."""
+        self._stop = _nothing
+        self.emit(event)
+        self._listener = None
+
+
+def _nothing(_: BaseException) -> None:
+    """What stopping a question that has ended does."""

@@ -6,6 +6,7 @@ other question. Invariant: `root.release()` (or leaving `with`) frees all that t
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -22,6 +23,8 @@ from stagebeam.engine.search.requests import Judge, Pair, Sample, Until, Verdict
 
 T = TypeVar("T")
 
+TRUNK_KEY = ROOT.key
+
 
 class Session:
     """One opened question and the live branches its caller holds."""
@@ -31,16 +34,24 @@ class Session:
         self._loop = loop
         self._max_branches = max_branches
         self._num_rounds = 0
-        self.trunk_ref = BranchRef(self, 0, is_root=True)
+        self.snapshots: set[int] = set()
+        # Weakly: a circle would wait for a garbage collection, and the image with it.
+        self._trunk: weakref.ref[BranchRef] | None = None
         admitted: Future[Any] = Future()
         question.pending = admitted
         loop.submit(question)
         admitted.result()
         try:
-            self.ask(Cache(key=0))
+            self.ask(Cache(key=TRUNK_KEY))
         except ValueError:
             self.end()
             raise
+
+    def trunk(self) -> BranchRef:
+        """The root branch, for the caller to hold."""
+        ref = BranchRef(self, TRUNK_KEY)
+        self._trunk = weakref.ref(ref)
+        return ref
 
     def on_loop(self, work: Callable[[], T]) -> T:
         """Run `work` on the loop's thread and wait for its result."""
@@ -145,9 +156,17 @@ class Session:
 
         self.on_loop(move)
 
-    def keep_only(self, keys: set[int]) -> None:
+    def commit(self, ref: BranchRef) -> None:
+        """Make the trunk stand where `ref` does and free all but it and the snapshots."""
+        if ref.key != TRUNK_KEY:
+            self.move(ref.key, TRUNK_KEY)
+            trunk = self._trunk() if self._trunk is not None else None
+            if trunk is not None:
+                trunk.last = ref.last
+        keep = {TRUNK_KEY, *self.snapshots}
+
         def drop() -> None:
-            gone = [key for key in self.question.branches if key not in keys]
+            gone = [key for key in self.question.branches if key not in keep]
             self._loop.release(self.question, gone)
 
         self.on_loop(drop)
@@ -175,12 +194,10 @@ class Session:
 class BranchRef:
     """A live branch of a session: fork it, decode it with `Engine.decode`, commit or release it."""
 
-    def __init__(self, session: Session, key: int, *, is_root: bool = False) -> None:
+    def __init__(self, session: Session, key: int) -> None:
         self.session = session
         self.key = key
         self.last: Branch | None = None
-        self._is_root = is_root
-        self._snapshots: set[int] = set()
 
     @property
     def text(self) -> str:
@@ -219,16 +236,12 @@ class BranchRef:
     def snapshot(self) -> BranchRef:
         """A reference to this state that `commit` keeps, to `rollback` to."""
         (ref,) = self.session.new_branches(self.key, 1)
-        self.session.trunk_ref._snapshots.add(ref.key)
+        self.session.snapshots.add(ref.key)
         return ref
 
     def commit(self) -> None:
         """Make this branch the trunk: the root goes on from here, all but snapshots are freed."""
-        root = self.session.trunk_ref
-        if self is not root:
-            self.session.move(self.key, root.key)
-            root.last = self.last
-        self.session.keep_only({root.key, *root._snapshots})
+        self.session.commit(self)
 
     def rollback(self, to: BranchRef) -> None:
         """Go back to where `to` stands; `to` stays usable."""
@@ -237,10 +250,10 @@ class BranchRef:
 
     def release(self) -> None:
         """Free this branch; the root frees the whole session."""
-        if self._is_root:
+        if self.key == TRUNK_KEY:
             self.session.end()
         else:
-            self.session.trunk_ref._snapshots.discard(self.key)
+            self.session.snapshots.discard(self.key)
             self.session.drop(self.key)
 
     def __enter__(self) -> BranchRef:

@@ -12,16 +12,18 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from stagebeam.engine.cli.ray_options import add_ray_options, cluster
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.training.dataset_writer import NewRow, check_output, write_dataset
 from stagebeam.training.easy_vqa import annotated_rows, read_questions
-from stagebeam.training.shapes.dataset import TASKS, shapes_rows
+from stagebeam.training.shapes.dataset import TASKS, row_maker, shapes_rows
 from stagebeam.training.shapes.scene import SPLITS
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 SHAPES, EASY_VQA = "shapes", "easy-vqa"
 EXIT_FAILED = 1
 _DEFAULT_SHAPES = 1000
+_NUMBERS_AT_ONCE = 100  # of a worker on Ray: some seconds of drawing
 
 
 def add_annotate_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -54,6 +57,9 @@ def add_annotate_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="LIST",
         help=f"of shapes, comma-separated: {', '.join(TASKS)} (default: answer)",
     )
+    many = parser.add_argument_group("many processes, by Ray Data")
+    many.add_argument("--ray", action="store_true", help="draw shapes in workers on Ray")
+    add_ray_options(many, name="workers", what="worker", can_use_gpu=False)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.set_defaults(run=run)
     return parser
@@ -69,7 +75,10 @@ def run(args: argparse.Namespace) -> int:
     if args.data == SHAPES:
         tasks = [task.strip() for task in args.tasks.split(",")]
         count = _DEFAULT_SHAPES if args.num_examples is None else args.num_examples
-        rows = shapes_rows(tasks, seed=args.seed, split=args.split, num_examples=count)
+        if args.ray:
+            rows = _rows_on_ray(args, tasks, count)
+        else:
+            rows = shapes_rows(tasks, seed=args.seed, split=args.split, num_examples=count)
         total = count * len(tasks)
         record["tasks"] = tasks
     else:
@@ -93,6 +102,33 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _rows_on_ray(args: argparse.Namespace, tasks: list[str], count: int) -> Iterator[NewRow]:
+    """The rows of `shapes_rows`, drawn elsewhere."""
+    row_maker(tasks, seed=args.seed, split=args.split)  # refuses wrong ones before Ray starts
+    return _drawn_on_ray(args, tasks, count)
+
+
+def _drawn_on_ray(args: argparse.Namespace, tasks: list[str], count: int) -> Iterator[NewRow]:
+    with cluster(args.ray_address):
+        from stagebeam.engine.cli.ray_rows import check_room, map_rows
+
+        resources = {"num_cpus": args.cpus_each, "num_gpus": 0.0}
+        check_room(args.workers, resources)
+        for rows in map_rows(
+            partial(_drawing, tasks, args.seed, args.split),
+            range(count),
+            num_workers=args.workers,
+            resources=resources,
+            rows_at_once=_NUMBERS_AT_ONCE,
+        ):
+            yield from rows
+
+
+def _drawing(tasks: list[str], seed: int, split: str) -> Callable[[list[int]], list[list[NewRow]]]:
+    rows_of = row_maker(tasks, seed=seed, split=split)
+    return lambda numbers: [rows_of(number) for number in numbers]
+
+
 def _easy_rows(args: argparse.Namespace) -> tuple[list[NewRow], int]:
     """Rows of easy-VQA's training questions, and how many no annotation agrees with."""
     if args.split != "train":
@@ -100,6 +136,8 @@ def _easy_rows(args: argparse.Namespace) -> tuple[list[NewRow], int]:
             f"easy-vqa has no {args.split} split to annotate: its official test set is for "
             "`stagebeam evaluate easy-vqa` and never trained on; use --split train"
         )
+    if args.ray:
+        raise InvalidInputError("--ray draws shapes; easy-vqa takes seconds without it")
     if args.tasks != "answer":
         raise InvalidInputError(f"easy-vqa has the task answer only, got --tasks {args.tasks}")
     questions = read_questions("train")

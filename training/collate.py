@@ -75,7 +75,7 @@ class Batch:
     label_rows:    [L] int64, flat positions b * T + t whose hidden state predicts a labelled token
     label_targets: [L] int64, those tokens
     label_weights: [L] float32, or None where each weighs 1; total_weight: their sum
-    label_is_early: [L] bool, predicted from the state before the last layer; None: none is
+    label_early:   [L] int64, before how many of the last layers it is predicted; None: 0 everywhere
     num_tokens:    tokens that are not padding
     """
 
@@ -85,7 +85,7 @@ class Batch:
     num_tokens: int
     total_weight: float
     label_weights: Tensor | None = None
-    label_is_early: Tensor | None = None
+    label_early: Tensor | None = None
     images: ImageBatch | None = None
 
     def to(self, device: torch.device) -> Batch:
@@ -116,7 +116,7 @@ def collate(examples: Sequence[Example], shape: ModelShape) -> Batch:
     lengths = [len(example.input_ids) for example in examples]
     width = max(lengths)
     input_ids = torch.full((len(examples), width), shape.pad_token_id, dtype=torch.int64)
-    label_rows, label_targets, label_weights, label_is_early = [], [], [], []
+    label_rows, label_targets, label_weights, label_early = [], [], [], []
     for row, example in enumerate(examples):
         input_ids[row, : lengths[row]] = example.input_ids
         # The first token has nothing before it to be predicted from.
@@ -124,12 +124,12 @@ def collate(examples: Sequence[Example], shape: ModelShape) -> Batch:
         label_rows.append(positions + row * width)
         targets = example.input_ids if example.targets is None else example.targets
         label_targets.append(targets[positions + 1])
-        weights, is_early = example.weights, example.is_early
+        weights, early = example.weights, example.early
         ones = torch.ones(len(positions))
         label_weights.append(ones if weights is None else weights[positions + 1])
-        label_is_early.append(ones < 0 if is_early is None else is_early[positions + 1])
+        label_early.append(positions * 0 if early is None else early[positions + 1])
     weight = torch.cat(label_weights)
-    early = torch.cat(label_is_early)
+    early_labels = torch.cat(label_early)
     return Batch(
         input_ids=input_ids,
         label_rows=torch.cat(label_rows),
@@ -137,7 +137,7 @@ def collate(examples: Sequence[Example], shape: ModelShape) -> Batch:
         num_tokens=sum(lengths),
         total_weight=weight.double().sum().item(),
         label_weights=weight if any(one.weights is not None for one in examples) else None,
-        label_is_early=early if early.any() else None,
+        label_early=early_labels if early_labels.any() else None,
         images=_collate_images(examples, input_ids, shape),
     )
 

@@ -128,8 +128,8 @@ class TrainConfig:
     betas, eps, weight_decay: AdamW's; decay is for matrices only
     max_grad_norm:   None does not clip
     precision:       auto is bfloat16 mixed precision on CUDA and float32 elsewhere; the parameters
-                     and the optimiser are float32 either way. autocast: one CPU process whose
-                     products are bfloat16 (for processors that have such instructions)
+                     and the optimiser are float32 either way. autocast: on CPUs, products in
+                     bfloat16 (for processors that have such instructions)
     save_interval:   steps between checkpoints (0: only at the end); keep_last: checkpoints kept
     eval_interval:   steps between evaluations (0: never)
     log_interval:    steps between lines of metrics

@@ -37,8 +37,8 @@ class Example:
     targets: [n] int64, what a labelled position is predicted as where that is not its own token
     (a judge example marks the wrong words of a candidate that way); None: the tokens themselves
     weights: [n] float32, each label's weight in the loss; None: 1 each
-    is_early: [n] bool, labels that are predicted from the state before the last layer, so that the
-    last layer can read them (marks); None: none is
+    early: [n] int64, before how many of the last layers a label is predicted, so that those can read
+    it (a judge's marks); 0 is after all of them, and None is 0 everywhere
     """
 
     input_ids: Tensor
@@ -46,7 +46,7 @@ class Example:
     image: ImageInputs | None = None
     targets: Tensor | None = None
     weights: Tensor | None = None
-    is_early: Tensor | None = None
+    early: Tensor | None = None
 
 
 class ExampleDataset(Protocol):

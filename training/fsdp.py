@@ -57,10 +57,8 @@ def build_objective(
     is_tied = hf_config.get_text_config().tie_word_embeddings
     loads_here = not world.is_sharded or world.is_first or is_tied
     is_autocast = config.precision == "autocast"
-    if is_autocast and world.is_sharded:
-        raise InvalidInputError(
-            'precision "autocast" is for one CPU process; ranks take "bfloat16"'
-        )
+    if is_autocast and world.device.type != "cpu":
+        raise InvalidInputError('precision "autocast" is for CPUs; a GPU takes "bfloat16"')
     attention = SHORT_ROWS if is_autocast else "sdpa"
     source = _load(auto, model_dir, attention) if loads_here else None
     if not world.is_sharded or is_tied:
@@ -68,7 +66,7 @@ def build_objective(
         model = source.to(world.device)
     else:
         with torch.device("meta"):
-            model = auto.from_config(hf_config, dtype=torch.float32)
+            model = auto.from_config(hf_config, dtype=torch.float32, attn_implementation=attention)
     model.train()
     objective = SFTObjective(model, autocast=is_autocast)
     if config.activation_checkpointing:

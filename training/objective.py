@@ -7,6 +7,7 @@ cross-attention layers unchanged, exactly as if those layers were skipped.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class SFTObjective(nn.Module):
     def __init__(self, model: nn.Module, *, autocast: bool = False) -> None:
         super().__init__()
         self._autocast = autocast
-        self._before_last: Tensor | None = None  # what entered the last layer
+        self._inputs: dict[int, Tensor] = {}  # what entered the layer so many before the end
         config: Any = model.config
         self.model: Any = model
         self.shape = ModelShape.from_config(config)
@@ -41,7 +42,8 @@ class SFTObjective(nn.Module):
             # SDPA takes "no mask" as causal unless the module says otherwise.
             layer.cross_attn.is_causal = False
             layer.register_forward_hook(_keep_textual_rows, with_kwargs=True)
-        self.text_layers()[-1].register_forward_pre_hook(self._keep_input)
+        for early, layer in enumerate(reversed(self.text_layers()), start=1):
+            layer.register_forward_pre_hook(functools.partial(self._keep_input, early))
 
     def cross_layers(self) -> list[Any]:
         """The text model's cross-attention layers, in order."""
@@ -80,15 +82,26 @@ class SFTObjective(nn.Module):
             backbone = self.model.model
             hidden = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
         hidden = hidden.flatten(0, 1).index_select(0, batch.label_rows)
-        before, self._before_last = self._before_last, None
-        if batch.label_is_early is not None:
-            assert before is not None, "the last layer has run"
-            early = before.flatten(0, 1).index_select(0, batch.label_rows)
-            hidden = torch.where(batch.label_is_early[:, None], self._final_norm()(early), hidden)
+        if batch.label_early is not None:
+            hidden = self._read_early(hidden, batch)
+        self._inputs.clear()
         return self._loss(hidden, batch.label_targets, batch.label_weights)
 
-    def _keep_input(self, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._before_last = args[0]
+    def _read_early(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """`hidden` with the labels that are to be read before the last layers taken from there."""
+        assert batch.label_early is not None
+        for early in batch.label_early.unique().tolist():
+            # A layer that was skipped left its input to the next one.
+            run = [number for number in range(early, 0, -1) if number in self._inputs]
+            if run:
+                rows = (batch.label_early == early).nonzero().squeeze(1)
+                states = self._inputs[run[0]].flatten(0, 1)
+                read = self._final_norm()(states.index_select(0, batch.label_rows[rows]))
+                hidden = hidden.index_copy(0, rows, read.to(hidden.dtype))
+        return hidden
+
+    def _keep_input(self, early: int, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._inputs[early] = args[0]
 
     def _final_norm(self) -> Any:
         backbone = self.model.model

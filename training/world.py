@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,11 @@ class World:
             dist.barrier()
 
 
+def num_ranks() -> int:
+    """How many ranks torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def open_world(timeout_minutes: float, *, needs_fsdp: bool = False) -> Iterator[World]:
     """Join the run that torchrun's environment describes; without one, be the only rank.
@@ -66,7 +72,7 @@ def open_world(timeout_minutes: float, *, needs_fsdp: bool = False) -> Iterator[
     On a CPU a single process trains the plain model unless `needs_fsdp` (mixed precision is FSDP's);
     everything else is sharded by FSDP.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = num_ranks()
     rank = int(os.environ.get("RANK", "0"))
     launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
     if torch.cuda.is_available():
@@ -90,3 +96,11 @@ def open_world(timeout_minutes: float, *, needs_fsdp: bool = False) -> Iterator[
             # Opened again on torchrun's store, a group may wait for ever for the keys of the one
             # before (seen with gloo): one group serves all runs of a process.
             atexit.register(dist.destroy_process_group)
+
+
+def made_once(path: Path, make: Callable[[], object], timeout_minutes: float = 60.0) -> None:
+    """Let one rank make `path` if it is not there; the others wait."""
+    with open_world(timeout_minutes) as world:
+        if world.is_first and not path.exists():
+            make()
+        world.barrier()

@@ -7,11 +7,12 @@ so that comparing searches question by question is fair.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from tqdm import tqdm
 
 from stagebeam.benchmarks.accuracy.answer_log import AnswerLog, Record
@@ -19,11 +20,29 @@ from stagebeam.benchmarks.accuracy.contenders import Contender
 from stagebeam.benchmarks.accuracy.marking import is_right, is_valid_format
 from stagebeam.benchmarks.accuracy.questions import HeldOut
 from stagebeam.bindings._core import philox4x32
-from stagebeam.engine.engine import Engine
 from stagebeam.engine.outputs import Answer
-from stagebeam.engine.params import JudgeParams, SamplingParams
+from stagebeam.engine.params import JudgeParams, SamplingParams, SearchParams
+from stagebeam.engine.stages import StagePlan
 
 _SEED_DOMAIN = 0xE7A1  # counter word of these seeds
+
+
+class Answering(Protocol):
+    """What answers: an `Engine`, or many of them on Ray."""
+
+    path: Path
+    plan: StagePlan
+    dtype: str
+    device: torch.device
+    backend: str
+    max_branches: int
+
+    @property
+    def default_sampling(self) -> SamplingParams: ...
+
+    def iter_answers(
+        self, questions: Sequence[Any], *, search: SearchParams, judge: JudgeParams
+    ) -> Iterator[Answer]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +54,7 @@ class Setting:
     folder:   where answers are logged
     """
 
-    engine: Engine
+    engine: Answering
     judge: JudgeParams
     seed: int
     identity: dict[str, Any]
@@ -110,7 +129,7 @@ def _as_asked(one: HeldOut, sampling: SamplingParams, seed: int) -> dict[str, An
     }
 
 
-def _mark(one: HeldOut, answer: Answer, engine: Engine, seconds: float) -> Record:
+def _mark(one: HeldOut, answer: Answer, engine: Answering, seconds: float) -> Record:
     usage = answer.usage
     return Record(
         index=one.index,

@@ -6,11 +6,14 @@ import argparse
 import json
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
+from stagebeam.benchmarks.accuracy.asking import Answering
 from stagebeam.benchmarks.accuracy.contenders import parse_contenders
 from stagebeam.benchmarks.accuracy.questions import EASY_VQA, SHAPES
 from stagebeam.benchmarks.accuracy.run import (
@@ -23,7 +26,8 @@ from stagebeam.benchmarks.accuracy.run import (
 )
 from stagebeam.benchmarks.accuracy.table import to_markdown
 from stagebeam.benchmarks.accuracy.temperature import parse_range
-from stagebeam.engine.cli.options import add_model_options, make_engine
+from stagebeam.engine.cli.options import add_model_options, engine_options, make_engine
+from stagebeam.engine.cli.ray_options import add_ray_options, cluster, worker_resources
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.params import MAX_SEED, JudgeMode, JudgeParams
 
@@ -70,6 +74,9 @@ def add_evaluate_parser(commands: Any) -> None:
         "--judge-pairs", type=int, default=0, metavar="N", help="judge N test pairs"
     )
     add_model_options(parser)
+    many = parser.add_argument_group("many engines, by Ray Data")
+    many.add_argument("--ray", action="store_true", help="put the questions to engines on Ray")
+    add_ray_options(many, name="engines")
     parser.add_argument(
         "--output", metavar="DIR", help="results, table, plot and answers (benchmarks/results/...)"
     )
@@ -94,7 +101,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
         raise InvalidInputError(f"--seed must be in 0 .. 2**64 - 1, got {options.seed}")
     ends = parse_range(options.find_temperature) if options.find_temperature else None
     widest = max((contender.beam_size for contender in contenders), default=1)
-    with make_engine(options, max_branches=max(_ROWS_AT_ONCE, widest)) as engine:
+    with _engine(options, max_branches=max(_ROWS_AT_ONCE, widest)) as engine:
         given = {name: getattr(options, name) for name in _SAMPLING_OPTIONS}
         given = {name: value for name, value in given.items() if value is not None}
         evaluation = Evaluation(
@@ -118,6 +125,25 @@ def run_evaluate(options: argparse.Namespace) -> int:
     print(f"wrote {', '.join(written)} in {output}", file=sys.stderr)
     print(json.dumps(document, ensure_ascii=False) if options.json else to_markdown(document))
     return 0
+
+
+@contextmanager
+def _engine(options: argparse.Namespace, max_branches: int) -> Iterator[Answering]:
+    """What answers: an engine here, or those on Ray."""
+    if not options.ray:
+        with make_engine(options, max_branches=max_branches) as engine:
+            yield engine
+        return
+    if options.judge_pairs:
+        raise InvalidInputError("--judge-pairs is for one engine: run it without --ray")
+    with cluster(options.ray_address):
+        from stagebeam.benchmarks.accuracy.ray_engines import RayEngines
+
+        yield RayEngines(
+            engine_options(options, max_branches=max_branches),
+            num_engines=options.engines,
+            resources=worker_resources(options),
+        )
 
 
 def _default_output(evaluation: Evaluation) -> Path:

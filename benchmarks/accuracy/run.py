@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stagebeam.benchmarks import provenance
-from stagebeam.benchmarks.accuracy.asking import Setting, ask
+from stagebeam.benchmarks.accuracy.asking import Answering, Setting, ask
 from stagebeam.benchmarks.accuracy.contenders import Contender
 from stagebeam.benchmarks.accuracy.judging import judge_pairs, judge_report
 from stagebeam.benchmarks.accuracy.questions import SHAPES, HeldOut, read_held_out
@@ -73,7 +73,7 @@ class Evaluation:
 
 
 def evaluate(
-    engine: Engine, evaluation: Evaluation, output: Path, *, is_restart: bool = False
+    engine: Answering, evaluation: Evaluation, output: Path, *, is_restart: bool = False
 ) -> dict[str, Any]:
     """Run the evaluation; the document is also in `output`, with the answers behind it.
 
@@ -102,6 +102,7 @@ def evaluate(
         }
         write_document(document, output)
     if evaluation.num_judge_pairs:
+        assert isinstance(engine, Engine), "pairs are judged by one engine, here"
         judged = judge_pairs(engine, evaluation.split, evaluation.seed, evaluation.num_judge_pairs)
         document["judge_pairs"] = judge_report(judged)
     document["is_complete"] = True
@@ -161,7 +162,7 @@ def _search_temperature(
     return find_temperature(*ends, error_at)
 
 
-def _read(engine: Engine, evaluation: Evaluation, split: str) -> list[HeldOut]:
+def _read(engine: Answering, evaluation: Evaluation, split: str) -> list[HeldOut]:
     return read_held_out(
         evaluation.data,
         split,
@@ -172,7 +173,7 @@ def _read(engine: Engine, evaluation: Evaluation, split: str) -> list[HeldOut]:
     )
 
 
-def _setting(engine: Engine, evaluation: Evaluation, output: Path) -> Setting:
+def _setting(engine: Answering, evaluation: Evaluation, output: Path) -> Setting:
     identity = {
         "data": evaluation.data,
         "split": evaluation.split,
@@ -193,7 +194,7 @@ def _setting(engine: Engine, evaluation: Evaluation, output: Path) -> Setting:
 
 
 def _head(
-    engine: Engine, evaluation: Evaluation, num_questions: int, setting: Setting
+    engine: Answering, evaluation: Evaluation, num_questions: int, setting: Setting
 ) -> dict[str, Any]:
     """Everything but the results."""
     sampling = asdict(evaluation.sampling)

@@ -16,13 +16,17 @@ import random
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import openai
+
+from stagebeam.benchmarks import provenance
 
 SEARCHES: tuple[dict[str, Any], ...] = (
     {"strategy": "greedy"},
@@ -33,6 +37,10 @@ SEARCHES: tuple[dict[str, Any], ...] = (
 )
 HEALTH_INTERVAL_SECONDS = 0.02
 RETRY_SECONDS = 0.25
+HELD = (
+    *("num_requests_running", "num_requests_waiting"),
+    *("kv_cache_usage_perc", "num_images_in_use"),
+)
 
 
 @dataclass(slots=True)
@@ -173,6 +181,25 @@ def _probe(url: str, report: LoadReport, stop: threading.Event) -> None:
         report.health.append(time.perf_counter() - began)
 
 
+def held_after(url: str, seconds: float = 10.0) -> dict[str, float]:
+    """The server's own gauges once it is idle: all are 0 where nothing is held."""
+    ends_at = time.monotonic() + seconds
+    while True:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
+            lines = response.read().decode().splitlines()
+        told = {
+            name: [
+                float(s.rsplit(None, 1)[1]) for s in lines if s.startswith(f"stagebeam:{name}{{")
+            ]
+            for name in HELD
+        }
+        assert all(told.values()), f"/metrics does not tell all of {HELD}"
+        held = {name: sum(values) for name, values in told.items()}
+        if not any(held.values()) or time.monotonic() >= ends_at:
+            return held
+        time.sleep(0.1)
+
+
 def main() -> int:
     """Load a server that runs already; prints one JSON document."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -182,6 +209,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--drop-share", type=float, default=0.1)
+    parser.add_argument("--output", type=Path, metavar="DIR", help="write load.json there, too")
     options = parser.parse_args()
     image = base64.b64encode(options.image.read_bytes()).decode()
     messages = [
@@ -203,8 +231,27 @@ def main() -> int:
         model=model,
         drop_share=options.drop_share,
     )
-    print(json.dumps(report.summary(), indent=2))
-    return 1 if report.errors else 0
+    held = held_after(options.url)
+    document = {
+        "benchmark": "load",
+        "clients": options.clients,
+        "seconds": options.seconds,
+        "drop_share": options.drop_share,
+        **report.summary(),
+        "held_after": held,
+        "model": model,
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "command": provenance.command(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    text = json.dumps(document, indent=1)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        (options.output / "load.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 1 if report.errors or any(held.values()) else 0
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def _planner(documents: Documents) -> Iterator[Bar]:
 def _overhead(documents: Documents) -> Iterator[Bar]:
     document = documents.get("overhead")
     ratios = {} if document is None else document["ratios"]
-    for name in ("AsyncEngine, every event", "C program, every event"):
+    for name in ("AsyncEngine, every event", "C code, every event"):
         ratio = ratios.get(name)
         bar = f"mid-size: {name}, over the bare loop a token"
         wanted = f"< {OVERHEAD:.0%}"

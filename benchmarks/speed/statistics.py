@@ -22,14 +22,22 @@ def paired_ratio(those: Sequence[float], these: Sequence[float]) -> dict[str, An
 
     interval: None where fewer than three rounds are there to draw from
     """
-    ratios = np.array(those) / np.array(these)
+    return _median(np.array(those) / np.array(these))
+
+
+def paired_difference(those: Sequence[float], these: Sequence[float]) -> dict[str, Any]:
+    """As `paired_ratio`, of that - this."""
+    return _median(np.array(those) - np.array(these))
+
+
+def _median(values: np.ndarray) -> dict[str, Any]:
     interval = None
-    if len(ratios) >= _LEAST_FOR_INTERVAL:
+    if len(values) >= _LEAST_FOR_INTERVAL:
         rng = np.random.default_rng(0)
-        drawn = rng.choice(ratios, (_NUM_RESAMPLES, len(ratios)))
+        drawn = rng.choice(values, (_NUM_RESAMPLES, len(values)))
         low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
         interval = [float(low), float(high)]
-    return {"median": float(np.median(ratios)), "interval": interval, "rounds": len(ratios)}
+    return {"median": float(np.median(values)), "interval": interval, "rounds": len(values)}
 
 
 def fitted_slope(sizes: Sequence[float], seconds: Sequence[float]) -> dict[str, float]:

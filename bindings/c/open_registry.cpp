@@ -53,6 +53,10 @@ Status load_libpython(const PythonPlace& place) {
     return no_environment("this process runs Python " + std::string(version) +
                           ", but this libstagebeam was built for Python " + kVersion);
   }
+  if (!place.missing.empty()) {
+    return no_environment("no Python interpreter at " + place.missing + " (from " + place.reason +
+                          "); give an interpreter's path or an environment's folder");
+  }
   std::string tried;
   for (const std::string& library : place.libraries) {
     if (dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL)) return {};

@@ -72,7 +72,8 @@ Status with_python(const EngineModule* module, Work&& work) noexcept {
     return {};
   } catch (const py::error_already_set& error) {
     if (module) return module->status_of(error);
-    return {StatusCode::kEnvironment, error.what()};
+    return {StatusCode::kEnvironment,
+            "cannot import stagebeam: " + py::str(error.value()).cast<std::string>()};
   } catch (const std::exception& error) {
     return {StatusCode::kInternal, error.what()};
   }

@@ -108,6 +108,8 @@ PythonPlace find_python(const std::string& asked, const fs::path& library,
                         const std::string& version) {
   PythonPlace place;
   std::tie(place.executable, place.reason) = executable_for(asked, library, version);
+  const std::string named = asked.empty() ? environment("STAGEBEAM_PYTHON") : asked;
+  if (!named.empty() && !has(place.executable)) place.missing = named;
   place.libraries = libraries_of(place.executable, version);
   return place;
 }

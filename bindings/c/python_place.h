@@ -13,6 +13,7 @@ struct PythonPlace {
   std::string executable;              // "" leaves the choice to libpython
   std::vector<std::string> libraries;  // of libpython, in the order to try
   std::string reason;                  // why this one, for error messages
+  std::string missing;                 // what the user named and is no interpreter; else ""
 };
 
 // The first of: `asked` (the engine's parameter), $STAGEBEAM_PYTHON, the environment that the

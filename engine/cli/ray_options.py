@@ -16,16 +16,26 @@ import torch
 from stagebeam.engine.errors import InvalidInputError
 
 
-def add_ray_options(group: Any, *, default_workers: int, name: str) -> None:
-    """`--ray-address`, how many engines (`--NAME`), and what each of them takes."""
-    group.add_argument(f"--{name}", type=int, default=default_workers, help="engines on Ray")
+def add_ray_options(
+    group: Any, *, name: str, what: str = "engine", can_use_gpu: bool = True
+) -> None:
+    """`--ray-address`, how many workers (`--NAME`), and what each of them takes.
+
+    what: a worker's name in words
+    """
+    group.add_argument(f"--{name}", type=int, default=2, help=f"{what}s on Ray")
     group.add_argument(
         "--ray-address", metavar="ADDRESS", help="a running Ray (default: $RAY_ADDRESS, else own)"
     )
-    group.add_argument("--cpus-each", type=float, default=1.0, help="CPU cores of an engine on Ray")
     group.add_argument(
-        "--gpus-each", type=float, help="GPUs of an engine (default: 1 where --device is a GPU)"
+        "--cpus-each", type=float, default=1.0, help=f"CPU cores of each {what} on Ray"
     )
+    if can_use_gpu:
+        group.add_argument(
+            "--gpus-each",
+            type=float,
+            help=f"GPUs of each {what} (default: 1 where --device is a GPU)",
+        )
 
 
 def worker_resources(options: argparse.Namespace) -> dict[str, float]:
@@ -39,7 +49,7 @@ def worker_resources(options: argparse.Namespace) -> dict[str, float]:
 
 @contextmanager
 def cluster(address: str | None) -> Iterator[None]:
-    """A connection to Ray; one that was started here ends with it."""
+    """A connection to Ray; one that was made here ends with it, and so does a Ray started here."""
     try:
         import ray
         import ray.data
@@ -48,6 +58,9 @@ def cluster(address: str | None) -> Iterator[None]:
         raise InvalidInputError(
             f"--ray needs the package {error.name!r}: pip install 'stagebeam[ray]'"
         ) from error
+    if ray.is_initialized():
+        yield
+        return
     try:
         ray.init(
             address,

@@ -53,7 +53,7 @@ def add_serve_parser(commands: Any) -> None:
     images.add_argument("--image-folder", type=Path, help="file: URLs may name files in it")
     replicas = parser.add_argument_group("many engines, as a Ray Serve application")
     replicas.add_argument("--ray", action="store_true", help="serve replicas on Ray")
-    add_ray_options(replicas, default_workers=2, name="replicas")
+    add_ray_options(replicas, name="replicas")
     parser.set_defaults(run=run_serve)
 
 

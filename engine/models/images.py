@@ -11,7 +11,7 @@ import os
 import struct
 import zlib
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stagebeam.engine.errors import ImageError
 
@@ -71,6 +71,10 @@ def _opened(file: str | io.BytesIO, what: str) -> Image.Image:
         image = Image.open(file, formats=formats)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{what} is too large: {error}") from error
+    except UnidentifiedImageError as error:  # its words are of an object in memory
+        raise ImageError(
+            f"{what} cannot be read: no known format; expected one of {', '.join(formats)}"
+        ) from error
     except _DECODE_ERRORS as error:
         raise ImageError(
             f"{what} cannot be read ({error}); expected one of {', '.join(formats)}"

@@ -27,6 +27,10 @@ from stagebeam.engine.models.spec import ModelSpec
 SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k")
 TEXT_PART = "text"
 
+# Words whose tokens the tokenizer remembers. Its own limit of 10,000 is 25 MB and more where words
+# are long (some tokenizers split nothing), filling for hundreds of questions; no speed was lost.
+MAX_CACHED_WORDS = 256
+
 Message = Mapping[str, Any]
 
 
@@ -181,6 +185,9 @@ def _load_tokenizer(folder: Path) -> Any:
         # Where HF's processors kept the template before chat_template.jinja.
         old = read_json(folder / "chat_template.json") or {}
         tokenizer.chat_template = old.get("chat_template")
+    model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if hasattr(model, "_resize_cache"):  # the models that have a cache; there is no public name
+        model._resize_cache(MAX_CACHED_WORDS)
     return tokenizer
 
 

@@ -17,7 +17,7 @@ from stagebeam.engine.async_engine import AsyncEngine
 from stagebeam.engine.server.chat import Chat, ChatStream, ClientGone, Service
 from stagebeam.engine.server.guards import Guards
 from stagebeam.engine.server.metrics import Metrics
-from stagebeam.engine.server.problems import Problem, as_problem, problem_body, problem_response
+from stagebeam.engine.server.problems import Problem, as_problem, problem_body
 from stagebeam.engine.server.protocol import (
     ChatCompletion,
     ChatRequest,
@@ -27,6 +27,7 @@ from stagebeam.engine.server.protocol import (
     ServedStrategy,
 )
 from stagebeam.engine.server.settings import ServerSettings
+from stagebeam.engine.server.validation import validation_problem
 
 _PAGE = Path(__file__).with_name("page.html")
 _PAGE_POLICY = (
@@ -151,14 +152,15 @@ async def page() -> Response:
 
 async def _on_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part != "body")
-    return problem_response(400, f"{where or 'the body'}: {first['msg']}", param=where or None)
+    return validation_problem(error.errors(), error.body, ChatRequest.model_fields).response()
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    body = problem_body(error.status_code, str(error.detail))
+    words = str(error.detail)
+    if error.status_code in (404, 405):
+        words += f": {request.method} {request.url.path}; /openapi.json lists what there is"
+    body = problem_body(error.status_code, words)
     return JSONResponse(body, error.status_code, error.headers)
 
 

@@ -182,7 +182,7 @@ class Chat:
                 }
                 for i in range(self.body.n)
             ],
-            "usage": usage_of([answers[i] for i in range(self.body.n)]),
+            "usage": self._usage([answers[i] for i in range(self.body.n)]),
         }
 
     async def stream(self) -> AsyncIterator[bytes]:
@@ -199,7 +199,7 @@ class Chat:
                     if isinstance(event, Done):
                         answers.append(self._answered(event))
             if self.body.stream_options is not None and self.body.stream_options.include_usage:
-                yield _sse({**self._frame(), "choices": [], "usage": usage_of(answers)})
+                yield _sse({**self._frame(), "choices": [], "usage": self._usage(answers)})
             is_heard = True
             yield b"data: [DONE]\n\n"
         except ClientGone:
@@ -279,6 +279,18 @@ class Chat:
         is_cut = answer.finish_reason == "length" and not self.transcripts[choice].split.is_stopped
         return "length" if is_cut else "stop"
 
+    def _usage(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """OpenAI's counts; reasoning is all that was sampled but the replies' own tokens."""
+        prompt = sum(answer.usage.prompt_tokens for answer in answers)
+        sampled = sum(answer.usage.completion_tokens for answer in answers)
+        replies = sum(len(transcript.tokens) for transcript in self.transcripts)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": sampled,
+            "total_tokens": prompt + sampled,
+            "completion_tokens_details": {"reasoning_tokens": max(0, sampled - replies)},
+        }
+
     def _logprobs(self, tokens: Sequence[tuple[int, float]]) -> dict[str, Any] | None:
         if not self.body.logprobs:
             return None
@@ -341,23 +353,6 @@ def as_engine_messages(body: ChatRequest) -> tuple[list[dict[str, Any]], list[st
     if not any(part.get("text", "").strip() for part in messages[-1]["content"]):
         raise Problem(400, "the last message holds no text; ask something", param="messages")
     return messages, urls
-
-
-def usage_of(answers: Sequence[Answer]) -> dict[str, Any]:
-    """OpenAI's counts; reasoning is all that was sampled but the replies' own tokens."""
-    prompt = sum(answer.usage.prompt_tokens for answer in answers)
-    sampled = sum(answer.usage.completion_tokens for answer in answers)
-    replies = 0
-    for answer in answers:
-        if answer.conclusion:
-            last = answer.stages[-1]
-            replies += len(last.candidates[last.winner].token_ids)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": sampled,
-        "total_tokens": prompt + sampled,
-        "completion_tokens_details": {"reasoning_tokens": max(0, sampled - replies)},
-    }
 
 
 def _sse(data: dict[str, Any]) -> bytes:

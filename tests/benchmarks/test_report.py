@@ -89,7 +89,7 @@ def test_the_planner_and_the_interfaces_are_held_to_every_point() -> None:
         {"size": 1, "seconds": 1.0, "predicted": 1.2},
         {"size": 64, "seconds": 1.0, "predicted": 0.7},
     ]
-    overhead = {"AsyncEngine, every event": ratio(1.01), "C program, every event": ratio(1.03)}
+    overhead = {"AsyncEngine, every event": ratio(1.01), "C code, every event": ratio(1.03)}
     documents = {
         "scaling": {"sweeps": {"branches": {"points": points}}},
         "overhead": {"ratios": overhead},

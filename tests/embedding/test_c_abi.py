@@ -181,7 +181,7 @@ def test_random_calls_never_crash(client, scene_path) -> None:
         seen = set()
         for _ in range(120):
             handle = draw.choice(handles[-6:]) ^ (draw.random() < 0.1) << draw.randrange(64)
-            match draw.randrange(7):
+            match draw.randrange(11):
                 case 0 | 1:
                     out = ctypes.c_uint64()
                     params = question_params(**ask(seed, max_tokens=draw.choice([1, 8, 300])))
@@ -203,8 +203,31 @@ def test_random_calls_never_crash(client, scene_path) -> None:
                     status = library.stagebeam_question_cancel(handle)
                 case 5:
                     status = library.stagebeam_question_destroy(handle)
+                case 6:
+                    stats = Stats()
+                    stats.size += draw.choice([0, 0, -8, 10**9])
+                    status = library.stagebeam_engine_stats(handle, draw.choice([stats, None]))
+                case 7:
+                    if handle == client.engine:
+                        continue
+                    status = library.stagebeam_engine_destroy(handle)
+                case 8:
+                    params = EngineParams(path=draw.choice([b"/nowhere", b"\xff"]))
+                    params.size += draw.choice([0, 0, -8, -1000, 10**9])
+                    params.dtype = draw.choice([None, b"float31"])
+                    out = draw.choice([None, ctypes.c_uint64()])
+                    status = library.stagebeam_engine_create(params, out)
+                    assert status != OK
+                case 9:
+                    kind = draw.choice(["engine", "question"])
+                    fill = getattr(library, f"stagebeam_{kind}_default_params")
+                    params = EngineParams() if kind == "engine" else question_params()
+                    size = ctypes.c_size_t(draw.choice([params.size, params.size, 0, 8, 1]))
+                    status = fill(draw.choice([ctypes.byref(params), None]), size)
                 case _:
-                    status = library.stagebeam_engine_stats(handle, draw.choice([Stats(), None]))
+                    assert library.stagebeam_status_name(draw.randrange(-3, 99)) is not None
+                    assert library.stagebeam_abi_version() > 0
+                    continue
             seen.add(status)
         for handle in handles:
             if handle != client.engine:

@@ -143,7 +143,10 @@ def test_a_wrong_environment_is_an_error_in_words(installed: Installed, tmp_path
     empty = tmp_path / "empty"
     made = installed.run(sys.executable, "-m", "venv", "--without-pip", empty)
     assert made.returncode == 0, made.stderr
-    for python, words in ((tmp_path / "nothing", "libpython"), (empty, "STAGEBEAM_PYTHON")):
+    for python, words in (
+        (tmp_path / "nothing", "no Python interpreter at"),
+        (empty, "STAGEBEAM_PYTHON"),
+    ):
         ran = installed.run(
             "env", f"STAGEBEAM_PYTHON={python}", "STAGEBEAM_LIBPYTHON=", "./ask", SCENE, "a?"
         )

@@ -6,14 +6,16 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from probe import choices, held
 
 from stagebeam import AsyncEngine, SearchParams
+from stagebeam.engine.async_engine import _Mailbox
 from stagebeam.engine.errors import CancelledError, DeadlineError, ImageError, InvalidInputError
-from stagebeam.engine.events import Done, Failed, TokenText
+from stagebeam.engine.events import Done, Failed, StageStarted, TokenText
 
 BEAM = SearchParams(beam_size=3)
 
@@ -247,3 +249,31 @@ def test_closing_ends_what_runs(engine, image, free_sampling) -> None:
                 await handle.result()
 
     asyncio.run(main())
+
+
+def test_events_close_together_wake_the_loop_once() -> None:
+    started = StageStarted(stage="a", num_candidates=1)
+
+    async def deliver() -> tuple[tuple[int, int], ...]:
+        loop, wakes = asyncio.get_running_loop(), []
+        patient = SimpleNamespace(
+            call_soon_threadsafe=lambda call: wakes.append(loop.call_soon(call)),
+            call_later=lambda _, call: looks.append(call) or len(looks),
+            is_closed=lambda: False,
+        )
+        looks: list[Callable[[], None]] = []
+        mailbox = _Mailbox(patient)
+        for _ in range(100):
+            mailbox.put(started)
+        num_first = len(wakes), len(await mailbox.take())
+        mailbox.put(started)  # waits for the look that is due
+        looks.pop()()
+        num_gathered = len(wakes), len(await mailbox.take())
+        looks.pop()()  # nothing came
+        mailbox.put(started)
+        num_after_a_pause = len(wakes), len(await mailbox.take())
+        mailbox.put(Failed(error="x"))
+        num_last = len(wakes), len(await mailbox.take())
+        return num_first, num_gathered, num_after_a_pause, num_last
+
+    assert asyncio.run(deliver()) == ((1, 100), (1, 1), (2, 1), (3, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -161,6 +162,25 @@ def test_text_round_trips(vision):
     for text in ("How many?", " leading", "naïve ☃ \n\n x", "</SUMMARY>\n\n"):
         assert processor.decode(processor.encode(text)) == text
     assert processor.decode(processor.encode("a<|eot|>b")) == "ab"
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
+def test_new_words_do_not_fill_memory(text_only):
+    """Long words, of which the tokenizer would remember 10,000 by itself."""
+    processor = text_only.load()
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    def encode(numbers: range) -> None:
+        for number in numbers:
+            word = f"{number:016b}".translate({48: "a", 49: "b"})
+            processor.encode(15 * word)
+
+    encode(range(500))
+    before = resident_bytes()
+    encode(range(500, 3000))
+    assert resident_bytes() - before < 8 << 20  # 20 MB where all are remembered
 
 
 def test_two_image_tokens_are_refused(vision):

@@ -21,6 +21,7 @@ import uvicorn
 
 from stagebeam import AsyncEngine, Engine
 from stagebeam.engine.checkpoints import ASSETS
+from stagebeam.engine.cli.ray_options import cluster
 from stagebeam.engine.server.app import create_app
 from stagebeam.engine.server.settings import ServerSettings
 
@@ -137,3 +138,11 @@ def slow_engine(served, monkeypatch) -> None:
         return decode(*arguments)
 
     monkeypatch.setattr(runner, "decode", slow)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of these tests' own, started once."""
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    with cluster(None):
+        yield

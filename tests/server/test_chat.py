@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import urllib.error
 import urllib.request
 from typing import Any
 
@@ -108,7 +109,9 @@ def test_a_single_candidate_streams_token_by_token(served) -> None:
     assert told["content"]
     assert told["num"] > 10
     assert chunks[-1].choices == []
-    assert chunks[-1].usage.completion_tokens > 0
+    usage = chunks[-1].usage
+    num_reply = usage.completion_tokens - usage.completion_tokens_details.reasoning_tokens
+    assert 0 < num_reply < usage.completion_tokens_details.reasoning_tokens
     assert not any(getattr(chunk, "usage", None) for chunk in chunks[:-1])
 
 
@@ -175,7 +178,7 @@ def test_a_chat_with_a_system_turn_and_history(served) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"extra_body": {"beam_siz": 3}}, "beam_siz"),
+        ({"extra_body": {"beam_siz": 3}}, "unknown field 'beam_siz'; did you mean 'beam_size'"),
         ({"extra_body": {"beam_size": 0}}, "beam_size"),
         ({"extra_body": {"beam_size": 500}}, "max_branches"),
         ({"extra_body": {"strategy": "swires"}}, "strategy"),
@@ -185,7 +188,13 @@ def test_a_chat_with_a_system_turn_and_history(served) -> None:
         ({"messages": [{"role": "assistant", "content": "x"}]}, "user"),
         ({"messages": [{"role": "user", "content": "  "}]}, "no text"),
         ({"messages": [{"role": "user", "content": "what is <|image|>?"}]}, "image token"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "unknown field 'tools'"),
+        ({"stop": [""]}, r"stop\.0: .*at least 1 character"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            r"messages\.0\.content\.0\.image_url: ",
+        ),
+        ({"messages": [{"role": "user"}]}, r"the field 'messages\.0\.content' is missing"),
     ],
 )
 def test_faults_are_said_in_words(served, change: dict[str, Any], words: str) -> None:
@@ -198,7 +207,7 @@ def test_faults_are_said_in_words(served, change: dict[str, Any], words: str) ->
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("data:image/png;base64,AAAA", "cannot be read"),
+        ("data:image/png;base64,AAAA", "cannot be read: no known format"),
         ("data:image/png;base64,@@@", "damaged"),
         ("data:nothing", "comma"),
         ("http://127.0.0.1/scene.png", "switched off"),
@@ -210,6 +219,17 @@ def test_faults_are_said_in_words(served, change: dict[str, Any], words: str) ->
 def test_images_that_are_refused(served, url: str, words: str) -> None:
     with pytest.raises(openai.BadRequestError, match=words):
         served.client().chat.completions.create(model="shapes", messages=served.messages(url=url))
+
+
+def test_a_body_that_is_no_json(served) -> None:
+    request = urllib.request.Request(
+        f"{served.url}/v1/chat/completions", b"{bad", {"Content-Type": "application/json"}
+    )
+    with pytest.raises(urllib.error.HTTPError, match="400") as caught:
+        urllib.request.urlopen(request, timeout=60)
+    error = json.load(caught.value)["error"]
+    assert error["message"].startswith("the body is not JSON: ")
+    assert error["param"] is None
 
 
 def test_two_images_are_refused(served) -> None:

@@ -20,7 +20,6 @@ import uvicorn
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
 from stagebeam.cli import main  # noqa: E402
-from stagebeam.engine.cli.ray_options import cluster  # noqa: E402
 from stagebeam.engine.server.front import Front  # noqa: E402
 from stagebeam.engine.server.guards import Guards  # noqa: E402
 from stagebeam.engine.server.replicas import LeastLoaded, start_replicas  # noqa: E402
@@ -31,21 +30,21 @@ LONG = {"strategy": "best_of_n", "beam_size": 4, "temperature": 1.0, "max_tokens
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def url(local_ray: None) -> Iterator[str]:
     """The address of a front before two replicas."""
     settings = ServerSettings(model_name="shapes")
-    with cluster(None):
-        replicas = start_replicas(OPTIONS, settings, num_replicas=2, num_cpus=0.5, num_gpus=0)
-        app = Guards(Front(replicas), api_key="secret", max_body_bytes=4000)
-        config = uvicorn.Config(app, port=0, lifespan="off", ws="none", log_config=None)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, daemon=True)
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        server.should_exit = True
-        thread.join(30)
+    replicas = start_replicas(OPTIONS, settings, num_replicas=2, num_cpus=0.5, num_gpus=0)
+    app = Guards(Front(replicas), api_key="secret", max_body_bytes=4000)
+    config = uvicorn.Config(app, port=0, lifespan="off", ws="none", log_config=None)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(30)
+    ray.serve.shutdown()  # its processors are for the next tests
 
 
 def post(url: str, key: str = "secret", **body: Any):

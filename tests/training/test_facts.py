@@ -73,6 +73,6 @@ def test_a_pair_comes_in_both_orders(encoder: ChatEncoder, task: str) -> None:
     assert made[0].image is made[1].image
     for one in made:
         assert one.weights is not None
-        assert one.is_early is not None
+        assert one.early is not None
         assert torch.count_nonzero(one.weights[one.labelled] == VERDICT_WEIGHT) == 1
-        assert not one.is_early[-1]
+        assert one.early[-1] == 0

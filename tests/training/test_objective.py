@@ -206,31 +206,32 @@ def test_weights_scale_each_labels_share(mllama):
     assert batch.total_weight == pytest.approx(weights[1:][kept].sum().item(), rel=1e-6)
 
 
-def test_early_labels_are_read_before_the_last_layer(mllama):
-    """The same loss as of a model that has lost its last layer; the other labels keep theirs."""
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_early_labels_are_read_before_the_last_layers(mllama, num_layers):
+    """The same loss as of a model that has lost its last layers; the other labels keep theirs."""
     objective = SFTObjective(mllama)
     plain = make_example(4, 12)
-    is_early = torch.zeros(12, dtype=torch.bool)
-    is_early[:6] = True
-    early = replace(plain, labelled=plain.labelled & is_early, is_early=is_early)
+    is_early = torch.arange(12) < 6
+    layer = is_early.long() * num_layers
+    early = replace(plain, labelled=plain.labelled & is_early, early=layer)
     late = replace(plain, labelled=plain.labelled & ~is_early)
-    both = replace(plain, is_early=is_early)
+    both = replace(plain, early=layer)
     loss = {
         name: objective(collate([one], objective.shape), False).item()
         for name, one in {"early": early, "late": late, "both": both}.items()
     }
     assert loss["both"] == pytest.approx(loss["early"] + loss["late"], rel=1e-5)
-    unmarked = replace(early, is_early=None)
+    unmarked = replace(early, early=None)
     assert loss["early"] != pytest.approx(
         objective(collate([unmarked], objective.shape), False).item(), rel=1e-3
     )
     layers = mllama.model.language_model.layers
-    last = layers[-1]
-    del layers[-1]
+    last = layers[-num_layers:]
+    del layers[-num_layers:]
     try:
         shorter = SFTObjective(mllama)(collate([unmarked], objective.shape), False).item()
     finally:
-        layers.append(last)
+        layers.extend(last)
     assert loss["early"] == pytest.approx(shorter, rel=1e-5)
 
 

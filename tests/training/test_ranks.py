@@ -13,6 +13,7 @@ KINDS = "1t21t2t112tt" * 3
 NUM_STEPS = 50
 MIXED = {"kinds": KINDS, "steps": NUM_STEPS, "config": {"save_interval": 0, "max_grad_norm": 2.0}}
 SHORT = {**MIXED, "steps": 14}
+HALF = {**SHORT, "config": {**MIXED["config"], "precision": "autocast"}}
 ALTERNATING = {"kinds": "1t", "steps": 12, "config": {"save_interval": 0}}
 
 
@@ -29,11 +30,13 @@ def runs(mllama_dir, tmp_path_factory):
         {**SHORT, "output": root / "checkpointed", "batch_size": 4, "config": checkpointing},
         {**SHORT, "output": root / "halves", "batch_size": 2, "accumulation": 2},
         {**ALTERNATING, "output": root / "text-rank", "batch_size": 1},
+        {**HALF, "output": root / "half", "batch_size": 4},
     ]
     process = tiny_run.start(mllama_dir, two_ranks, num_ranks=2)
     tiny_run.train(mllama_dir, root / "plain", batch_size=8, **MIXED)
     tiny_run.train(mllama_dir, root / "plain-halves", batch_size=4, accumulation=2, **SHORT)
     tiny_run.train(mllama_dir, root / "plain-short", batch_size=8, **SHORT)
+    tiny_run.train(mllama_dir, root / "plain-half", batch_size=8, **HALF)
     tiny_run.train(mllama_dir, root / "plain-text-rank", batch_size=2, **ALTERNATING)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
@@ -69,6 +72,15 @@ def test_losses_do_not_depend_on_the_ranks(runs, name, reference):
     assert len(wanted) == (NUM_STEPS if reference == "plain" else SHORT["steps"])
     assert wanted[-5:].mean() < wanted[:5].mean()
     torch.testing.assert_close(losses(runs / name), wanted, rtol=1e-4, atol=0)
+
+
+def test_bfloat16_products_on_two_ranks(runs):
+    """As far apart as bfloat16 rounds, and no further from float32."""
+    wanted = losses(runs / "plain-half")
+    assert len(wanted) == HALF["steps"]
+    torch.testing.assert_close(losses(runs / "half"), wanted, rtol=1e-3, atol=0)
+    torch.testing.assert_close(wanted, losses(runs / "plain-short"), rtol=2e-2, atol=0)
+    assert not torch.equal(wanted, losses(runs / "plain-short"))
 
 
 def test_a_rank_with_text_only_rows_waits_for_nobody(runs):

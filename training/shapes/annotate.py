@@ -7,7 +7,7 @@ every token follows from a few close ones. Text only; knows nothing of tokens or
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from stagebeam.training.shapes.questions import Question, holds, true_answer
 from stagebeam.training.shapes.scene import COLUMNS, PLACES, ROWS, Scene, Thing
@@ -66,10 +66,10 @@ def summary_text(question: Question) -> str:
     if question.kind == "relation":
         first, second = (one.words() for one in question.filters)
         axis = "columns" if question.operation in ("left of", "right of") else "rows"
-        return f"Find the {first} and the {second}, then compare the {axis}."
+        return f"Find the {first} and the {second}, then compare the {axis}: {question.operation}."
     first, second = (one.words(plural=True) for one in question.filters)
     last = {"plus": "add", "minus": "subtract"}.get(question.operation, "compare")
-    return f"Count the {first} and the {second}, then {last}."
+    return f"Count the {first} and the {second}, then {last}: {question.operation}."
 
 
 def caption_text(scene: Scene) -> str:
@@ -142,15 +142,19 @@ def walk_text(question: Question, scene: Scene, slip: Slip | None = None) -> tup
 
 
 def _relation_text(question: Question, scene: Scene, slip: Slip | None) -> str:
+    """Walks to each of the two objects and stops there, so that its row or column is the last one
+    named."""
     things = [next(filter(one.matches, scene)) for one in question.filters]
     is_vertical = question.operation in ("above", "below")
     ahead, behind = (ROWS[thing.row] if is_vertical else COLUMNS[thing.column] for thing in things)
     is_true = holds(question.operation, *things) ^ (slip is not None)
     answer = "yes" if is_true else "no"
-    places = ", ".join(
-        f"{one.words()} {thing.place}" for one, thing in zip(question.filters, things, strict=True)
-    )
-    return f"{places}. {relation_text(question.operation, ahead, behind)} {answer}. So {answer}."
+    walks = [
+        walk_text(replace(question, filters=(one,)), scene[: scene.index(thing) + 1])[0]
+        for one, thing in zip(question.filters, things, strict=True)
+    ]
+    last = relation_text(question.operation, ahead, behind)
+    return f"{walks[0]}: {ahead}. {walks[1]}: {behind}. {last} {answer}. So {answer}."
 
 
 def nine_places_text(scene: Scene) -> str:

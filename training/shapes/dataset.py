@@ -27,20 +27,22 @@ def shapes_rows(
     tasks: Sequence[str], *, seed: int, split: str, num_examples: int
 ) -> Iterator[NewRow]:
     """`num_examples` rows of every task in `tasks`, names of TASKS, the tasks taking turns."""
+    if num_examples < 1:
+        raise InvalidInputError(f"num_examples must be >= 1, got {num_examples}")
+    rows_of = row_maker(tasks, seed=seed, split=split)
+    return (row for index in range(num_examples) for row in rows_of(index))
+
+
+def row_maker(tasks: Sequence[str], *, seed: int, split: str) -> Callable[[int], list[NewRow]]:
+    """A function from a number to the row of each task."""
     unknown = [task for task in tasks if task not in TASKS]
     if unknown or not tasks or len(set(tasks)) < len(tasks):
         raise InvalidInputError(f"tasks must be different ones of {', '.join(TASKS)}; got {tasks}")
     if split not in SPLITS:
         raise InvalidInputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    if num_examples < 1:
-        raise InvalidInputError(f"num_examples must be >= 1, got {num_examples}")
     no_tokens = ChatEncoder(Tokenizer(models.BPE()))  # drawing needs none
     streams = [ShapesStream(task, no_tokens, seed=seed, split=split) for task in tasks]
-    return (
-        _row(stream.task, split, index, stream.draw(index))
-        for index in range(num_examples)
-        for stream in streams
-    )
+    return lambda index: [_row(stream.task, split, index, stream.draw(index)) for stream in streams]
 
 
 def _row(task: str, split: str, index: int, drawn: Drawn) -> NewRow:

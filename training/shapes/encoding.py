@@ -28,11 +28,13 @@ Weigh = Callable[[list[int]], list[float]]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A position of the user text's ids that is to predict `token`, with its weight in the loss."""
+    """A position of the user text's ids that is to predict `token`, with its weight in the loss,
+    before the last `early` layers."""
 
     position: int
     token: int
     weight: float = 1.0
+    early: int = 1
 
 
 class ChatEncoder:
@@ -66,8 +68,8 @@ class ChatEncoder:
         """A conversation with loss on the reply and its end of turn.
 
         given: how the reply begins, without loss
-        marks: positions of the user turn that are to predict a token before the last layer (see
-               Example.targets and is_early)
+        marks: positions of the user turn that are to predict a token before the last layers (see
+               Example.targets and early)
         weigh: gives the weight of each id of the reply and its end of turn
         """
         head = [*self._user, *(self._image if image is not None else [])]
@@ -83,18 +85,18 @@ class ChatEncoder:
             weights[len(before) :] = torch.tensor(weigh(said))
         if not marks:
             return Example(input_ids=input_ids, labelled=labelled, image=image, weights=weights)
-        targets, is_early = input_ids.clone(), torch.zeros(len(ids), dtype=torch.bool)
+        targets, early = input_ids.clone(), torch.zeros(len(ids), dtype=torch.int64)
         for mark in marks:
             at = len(head) + mark.position + 1
-            targets[at], weights[at] = mark.token, mark.weight
-            labelled[at] = is_early[at] = True
+            targets[at], weights[at], early[at] = mark.token, mark.weight, mark.early
+            labelled[at] = True
         return Example(
             input_ids=input_ids,
             labelled=labelled & (weights > 0),
             image=image,
             targets=targets,
             weights=weights,
-            is_early=is_early,
+            early=early,
         )
 
 

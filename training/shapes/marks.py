@@ -1,9 +1,10 @@
-"""Marks on a judge example's candidates: which words are wrong, as extra labels.
+"""Marks on a judge example's candidates: what should stand there and which words are wrong.
 
-A verdict is one label for a hundred tokens. Marks teach the judge where to look: after reading each
-word of a candidate, the model is to predict the gate's word for "correct" or "incorrect". They bear
-loss in training only, before the last layer, which then can read them; the prompt that the engine
-sends is unchanged.
+A verdict is one label for a hundred tokens. Marks teach the judge to work it out as it reads: before
+each word of a candidate it is to predict the right one, and after it the gate's word for "correct" or
+"incorrect". They bear loss in training only, before the last layers, which then can read them: the
+right word WORD_LAYERS before the end, where the model has what it would write itself; the mark before
+the last layer. The prompt that the engine sends is unchanged.
 """
 
 from __future__ import annotations
@@ -11,42 +12,56 @@ from __future__ import annotations
 from stagebeam.training.shapes.encoding import ChatEncoder, Mark
 from stagebeam.training.shapes.judge_pairs import SHAPES_PLAN, JudgePair
 
-KEEP_EVERY = 2  # of the correct words, one in so many is marked
-
-
-RIGHT_WEIGHT, WRONG_WEIGHT = 0.25, 2.0
+WORD_LAYERS, MARK_LAYERS = 3, 1  # before so many of the last layers
+DECIDING_WEIGHT = 2.0  # of the marks at the first difference
+PLAIN_WEIGHT, PLAIN_TOTAL = 0.25, 3.0  # of each other mark, at most; of all in a candidate, about
 
 
 def mark_pair(encoder: ChatEncoder, pair: JudgePair, user_text: str) -> list[Mark]:
-    """Marks on the wrong word and on some right ones, by their positions in the user text's ids.
+    """Marks on both candidates, by their positions in the user text's ids, one a position at most.
 
-    Up to the first difference both candidates are right. There the wrong one is marked; what comes
-    after it follows from the mistake and is left unmarked, unless the texts run in step again.
+    Up to the first difference both candidates are right. There the right word is to be predicted in
+    both, and the wrong one marked; what comes after it follows from the mistake and is left unmarked,
+    unless the texts run in step again.
     """
     correct, incorrect = (encoder.ids(f" {word}")[0] for word in SHAPES_PLAN.prompts.gate_words)
     encoding = encoder.tokenizer.encode(user_text, add_special_tokens=False)
     tokens = encoding.ids
-    starts = [start for start, _ in encoding.offsets]
-    ends = [end for _, end in encoding.offsets]
-    first, second = pair.texts
-    second_start = len(user_text) - len(second)
-    first_start = second_start - len("\nResponse 2: ") - len(first)
     spans = [
-        [i for i in range(len(tokens)) if starts[i] >= begin - 1 and ends[i] <= begin + length]
-        for begin, length in ((first_start, len(first)), (second_start, len(second)))
+        [
+            index
+            for index, (start, end) in enumerate(encoding.offsets)
+            if start >= begin - 1 and end <= begin + len(text)
+        ]
+        for begin, text in zip(candidate_starts(pair, user_text), pair.texts, strict=True)
     ]
     good, bad = spans if pair.is_first else spans[::-1]
-    marks: list[Mark] = []
-    for count, position in enumerate(good):
-        if count % KEEP_EVERY == len(tokens) % KEEP_EVERY:
-            marks.append(Mark(position, correct, RIGHT_WEIGHT))
-    in_step = len(good) == len(bad)
-    found = False
-    for count, position in enumerate(bad):
-        is_same = count < len(good) and tokens[position] == tokens[good[count]]
-        if not found and not is_same:
-            found = True
-            marks.append(Mark(position, incorrect, WRONG_WEIGHT))
-        elif is_same and (in_step or not found) and count % KEEP_EVERY == 0:
-            marks.append(Mark(position, correct, RIGHT_WEIGHT))
-    return sorted(marks, key=lambda mark: mark.position)
+    right = [tokens[position] for position in good]
+    same = [tokens[position] == token for position, token in zip(bad, right, strict=False)]
+    difference = same.index(False) if False in same else len(same)
+    if len(good) != len(bad):  # never in step again
+        same = same[:difference]
+    weight = min(PLAIN_WEIGHT, PLAIN_TOTAL / max(len(good), 1))
+    marks: dict[int, Mark] = {}
+    for span, is_known in ((good, [True] * len(good)), (bad, same)):
+        for count, position in enumerate(span[: len(is_known)]):
+            if not is_known[count]:
+                continue
+            turn = (count + len(tokens)) % 3
+            if turn == 0:
+                marks[position] = Mark(position, correct, weight, MARK_LAYERS)
+            elif turn == 2:
+                marks[position - 1] = Mark(position - 1, right[count], weight, WORD_LAYERS)
+    if difference < min(len(good), len(bad)):
+        for span, token in ((good, correct), (bad, incorrect)):
+            at = span[difference]
+            marks[at - 1] = Mark(at - 1, right[difference], DECIDING_WEIGHT, WORD_LAYERS)
+            marks[at] = Mark(at, token, DECIDING_WEIGHT, MARK_LAYERS)
+    return sorted(marks.values(), key=lambda mark: mark.position)
+
+
+def candidate_starts(pair: JudgePair, user_text: str) -> tuple[int, int]:
+    """Where the two candidates begin in the user text, which ends with them."""
+    first, second = pair.texts
+    second_start = len(user_text) - len(second)
+    return second_start - len("\nResponse 2: ") - len(first), second_start

@@ -110,11 +110,12 @@ def _reasoning_of_wrong_scene(rng: random.Random, question: Question, scene: Sce
     if question.kind == "relation":
         index = rng.randrange(2)
         named = question.filters[index]
-        moved = tuple(
-            replace(thing, cell=rng.randrange(9)) if named.matches(thing) else thing
+        free = [cell for cell in range(9) if all(cell != thing.cell for thing in scene)]
+        moved = (
+            replace(thing, cell=rng.choice(free)) if named.matches(thing) else thing
             for thing in scene
         )
-        return reasoning_text(question, moved)
+        return reasoning_text(question, tuple(sorted(moved)))
     if question.kind == "place":
         here = [thing for thing in scene if thing.cell == question.cell]
         if here and rng.random() < 0.85:

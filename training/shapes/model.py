@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,3 +152,14 @@ def write_start(folder: Path, tokenizer: Tokenizer, seed: int, *, sight_steps: i
     as_transformers(tokenizer, MAX_POSITIONS).save_pretrained(folder)
     plan = json.dumps(SHAPES_PLAN.to_dict(), indent=2)
     (folder / "stage_plan.json").write_text(plan + "\n", encoding="utf-8")
+
+
+def write_like(export: Path, model: Any, folder: Path) -> None:
+    """Write `model` in bfloat16 with the export's other files beside it; whole or not at all."""
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(
+        export, part, ignore=shutil.ignore_patterns("*.safetensors*", "*.png", "*.jsonl")
+    )
+    model.to(torch.bfloat16).save_pretrained(part)
+    os.replace(part, folder)

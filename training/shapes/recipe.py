@@ -4,29 +4,30 @@ Phases are data. The vision tower learns on its own to see (sight.py); then the 
 look where they are told, on short questions in large batches; then to write staged answers; then
 judging is mixed in. What staged answers alone teach slowly (captions that skip empty places, matching
 an object with a description) is practised apart, and mixed again. The model's own mistakes are sampled
-for this part's last phase, in which the learning rate falls to zero; refine.py is the second part.
+for this part's last phase, in which the learning rate falls to zero; refine.py is the second part, deepen.py the third.
 Deterministic by seed; resumes from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from stagebeam.training.config import Phase, Source, TrainConfig
+from stagebeam.training.config import Phase, TrainConfig
 from stagebeam.training.progress import Progress
 from stagebeam.training.shapes.check import ShapesCheck
 from stagebeam.training.shapes.corpus import corpus_texts
+from stagebeam.training.shapes.deepen import deepen_shapes
 from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.mixture import DATA_SEED, Mixture, mixed_phase
 from stagebeam.training.shapes.model import write_start
-from stagebeam.training.shapes.own_mistakes import OwnMistakes, collect_mistakes
+from stagebeam.training.shapes.own_mistakes import collect_mistakes
 from stagebeam.training.shapes.refine import refine_shapes
 from stagebeam.training.shapes.tokenizer import MAX_VOCAB_SIZE, train_tokenizer
 from stagebeam.training.trainer import Trainer
+from stagebeam.training.world import made_once
 
 logger = logging.getLogger(__name__)
 
@@ -120,15 +121,10 @@ def phases(encoder: ChatEncoder, mistakes: Path | None = None) -> tuple[Phase, .
     )
     if mistakes is None:
         return found
-    own = Source(
-        name="judge-own",
-        dataset=OwnMistakes(mistakes, encoder, seed=DATA_SEED),
-        weight=SETTLE["judge-own"][0],
-        batch_size=SETTLE["judge-own"][1],
+    settle = mixed_phase(
+        encoder, "settle", SETTLE, steps=1200, rate=1.2e-3, falls=True, mistakes=mistakes
     )
-    drawn = {task: share for task, share in SETTLE.items() if task != own.name}
-    settle = mixed_phase(encoder, "settle", drawn, steps=1200, rate=1.2e-3, falls=True)
-    return (*found, replace(settle, sources=(*settle.sources, own)))
+    return (*found, settle)
 
 
 def train_shapes(
@@ -136,31 +132,39 @@ def train_shapes(
 ) -> Progress:
     """Train the bundled checkpoint, or go on where `output` stands; the result is output/final.
 
-    model: an export of the first part to go on from; None trains that part, too, in output/first
+    model: an export of the second part to go on from; None trains both parts, too, in output/first
+           and output/second
     """
     if model is None:
         progress = _train_first_part(output / "first", config)
+        if progress.is_finished:
+            progress = refine_shapes(output / "first" / "final", output / "second", config)
         if not progress.is_finished:
             return progress
-        model = output / "first" / "final"
-    return refine_shapes(model, output, config)
+        model = output / "second" / "final"
+    return deepen_shapes(model, output, config)
 
 
 def _train_first_part(output: Path, config: TrainConfig) -> Progress:
     """Leaves the untrained model at output/start, checkpoints, metrics, the model's own mistakes, and
     the export at output/final."""
     start, mistakes = output / "start", output / "mistakes.jsonl"
-    if not (start / "model.safetensors").exists():
-        logger.info("training the tokenizer and the vision tower's first lesson")
-        tokenizer = train_tokenizer(corpus_texts(), MAX_VOCAB_SIZE)
-        write_start(start, tokenizer, INIT_SEED, sight_steps=SIGHT_STEPS)
+    made_once(start / "model.safetensors", lambda: _write_first_start(start))
     encoder = ChatEncoder(Tokenizer.from_file(str(start / "tokenizer.json")))
     check = ShapesCheck(CHECK_SEED)
     if not mistakes.exists():
         progress = Trainer(start, output, config, phases(encoder), eval_fn=check).train()
         if not progress.is_finished:
             return progress
-        collect_mistakes(
-            output / "final", mistakes, seed=DATA_SEED, num_questions=MISTAKE_QUESTIONS
-        )
+        made_once(mistakes, lambda: _collect(output / "final", mistakes))
     return Trainer(start, output, config, phases(encoder, mistakes), eval_fn=check).train()
+
+
+def _write_first_start(folder: Path) -> None:
+    logger.info("training the tokenizer and the vision tower's first lesson")
+    tokenizer = train_tokenizer(corpus_texts(), MAX_VOCAB_SIZE)
+    write_start(folder, tokenizer, INIT_SEED, sight_steps=SIGHT_STEPS)
+
+
+def _collect(model: Path, path: Path) -> None:
+    collect_mistakes(model, path, seed=DATA_SEED, num_questions=MISTAKE_QUESTIONS)

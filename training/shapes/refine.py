@@ -8,8 +8,6 @@ every pair in both orders, are mixed, and in the last phase the rate falls to ze
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -21,7 +19,9 @@ from stagebeam.training.shapes.check import ShapesCheck
 from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.lone_sight import train_lone_sight_
 from stagebeam.training.shapes.mixture import Mixture, mixed_phase
+from stagebeam.training.shapes.model import write_like
 from stagebeam.training.trainer import Trainer
+from stagebeam.training.world import made_once
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +85,7 @@ def refine_shapes(model: Path, output: Path, config: TrainConfig) -> Progress:
     at output/final.
     """
     start = output / "refined-start"
-    if not start.exists():
-        write_refined_start(model, start)
+    made_once(start, lambda: write_refined_start(model, start))
     encoder = ChatEncoder(Tokenizer.from_file(str(start / "tokenizer.json")))
     check = ShapesCheck(CHECK_SEED)
     return Trainer(start, output, config, refining_phases(encoder), eval_fn=check).train()
@@ -99,10 +98,4 @@ def write_refined_start(model: Path, folder: Path) -> None:
     logger.info("the vision tower's second lesson")
     taught = MllamaForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
     train_lone_sight_(taught, seed=SIGHT_SEED, steps=SIGHT_STEPS)
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(
-        model, part, ignore=shutil.ignore_patterns("*.safetensors*", "*.png", "*.jsonl")
-    )
-    taught.to(torch.bfloat16).save_pretrained(part)
-    os.replace(part, folder)
+    write_like(model, taught, folder)

@@ -16,7 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stagebeam.training.easy_vqa import annotated_rows, is_held_out, read_questions
+from stagebeam.training.easy_vqa import (
+    COLORS,
+    SHAPES,
+    annotated_rows,
+    is_held_out,
+    read_questions,
+)
 from stagebeam.training.examples import Example
 from stagebeam.training.shapes.annotate import (
     StagedAnswer,
@@ -27,9 +33,10 @@ from stagebeam.training.shapes.annotate import (
 )
 from stagebeam.training.shapes.encoding import ChatEncoder, Weigh, image_inputs
 from stagebeam.training.shapes.facts import draw_fact, fact_text, wrong_fact
-from stagebeam.training.shapes.judge_pairs import JudgePair, make_gate, make_pair
+from stagebeam.training.shapes.judge_pairs import JudgePair, make_gate, make_pair, stage_hints
 from stagebeam.training.shapes.marks import mark_pair
 from stagebeam.training.shapes.mistakes import wrong_thing
+from stagebeam.training.shapes.proofread import RATES, exchange, mark_claims, wrong_facts
 from stagebeam.training.shapes.questions import KINDS, Question, sample_filter, sample_question
 from stagebeam.training.shapes.scene import (
     IMAGE_PIXELS,
@@ -47,7 +54,8 @@ NUM_SIZES = 4  # scenes hold 2 to 5 objects
 FACTS_PROMPT = "Work these out."
 NUM_FACTS = 6  # in a row
 DECIDING_WEIGHT = 3.0
-VERDICT_WEIGHT, FORM_WEIGHT = 6.0, 0.05  # of the verdict's number, of the words around it
+SEEN_WEIGHT = 6.0
+VERDICT_WEIGHT, FORM_WEIGHT = 15.0, 0.05  # of the verdict's number, of the words around it
 Examples = Example | tuple[Example, ...]
 
 
@@ -142,7 +150,8 @@ def weigh_deciding(encoder: ChatEncoder) -> Weigh:
 
 
 def deciding_ids(encoder: ChatEncoder) -> frozenset[int]:
-    words = (" yes", " no", *(f" {number}" for number in range(10)))
+    operations = (" more", " fewer", " plus", " minus", " above", " below", " left", " right")
+    words = (" yes", " no", *operations, *(f" {number}" for number in range(10)))
     return frozenset(encoder.ids(word)[0] for word in words)
 
 
@@ -236,6 +245,28 @@ def _short_pair(encoder: ChatEncoder, one: Drawn) -> Examples:
     return pair_examples(encoder, pair, _picture(one))
 
 
+def _proofread(target: str) -> Callable[[ChatEncoder, Drawn], Examples]:
+    """Two candidates with many wrong words each; only marks on their words bear loss."""
+
+    def build(encoder: ChatEncoder, one: Drawn) -> Example:
+        question, hints, image = one.question.text, stage_hints(target, one.answer), None
+        if target == "fact":
+            question, (first, second) = "", [wrong_facts(one.rng) for _ in range(2)]
+        else:
+            right, rate = getattr(one.answer, target), RATES[target]
+            first, second = (exchange(one.rng, right, rate) for _ in range(2))
+            image = image_inputs(_picture(one))
+        criterion = "caption" if target == "caption" else "reasoning"
+        pair = JudgePair(criterion, question, hints, first[0], second[0], True)
+        user = pair.user_text()
+        marks = mark_claims(encoder, pair, user, (first[1], second[1]))
+        return encoder.example(
+            user, pair.reply_text(), image, marks=marks, weigh=lambda ids: [0.0] * len(ids)
+        )
+
+    return build
+
+
 TASKS: dict[str, Callable[[ChatEncoder, Drawn], Examples]] = {
     "place": _place,
     "places": _places,
@@ -251,6 +282,7 @@ TASKS: dict[str, Callable[[ChatEncoder, Drawn], Examples]] = {
         f"judge-{target}": _pair(target)
         for target in ("summary", "caption", "reasoning", "conclusion", "answer", "sentence")
     },
+    **{f"proof-{target}": _proofread(target) for target in ("fact", "caption", "reasoning")},
 }
 
 
@@ -263,6 +295,7 @@ class EasyStream:
         self._rows = [row for row in rows if not is_held_out(row[0].image)]
         self._seed = seed
         self._augment = augment
+        self._seen = {encoder.ids(f" {word}")[0] for word in (*SHAPES, *COLORS)}
         self._visits = 8 if augment else 1  # each row occurs under so many augmentations
 
     def __len__(self) -> int:
@@ -276,7 +309,13 @@ class EasyStream:
         image = load_easy_image(question.path)
         if self._augment:
             image = shifted(image, random.Random(f"{self._seed}/easy/{index}"))
-        return self._encoder.example(question.text, answer.text(), image_inputs(image))
+        return self._encoder.example(
+            question.text, answer.text(), image_inputs(image), weigh=self._weigh
+        )
+
+    def _weigh(self, ids: list[int]) -> list[float]:
+        """What is seen weighs more than the words around it, which are soon learnt."""
+        return [SEEN_WEIGHT if token in self._seen else 1.0 for token in ids]
 
 
 @cache

@@ -1,0 +1,97 @@
+"""Candidates with many wrong words: how a judge learns to see an error where it stands.
+
+A single-error pair says twice in a hundred tokens what is wrong. Here words of both candidates are
+exchanged for others of their kind, each marked right or wrong (marks.py), and there is no verdict.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+
+from stagebeam.training.shapes.encoding import ChatEncoder, Mark
+from stagebeam.training.shapes.facts import draw_fact, wrong_fact
+from stagebeam.training.shapes.judge_pairs import SHAPES_PLAN, JudgePair
+from stagebeam.training.shapes.marks import MARK_LAYERS, WORD_LAYERS, candidate_starts
+from stagebeam.training.shapes.scene import COLORS, COLUMNS, ROWS, SHAPES, SIZES
+
+KINDS_OF_WORDS = (tuple(COLORS), SHAPES, tuple(SIZES), ROWS, COLUMNS, ("yes", "no"))
+DIGITS = tuple("012345")
+OTHERS = {
+    word: tuple(other for other in kind if other != word)
+    for kind in (*KINDS_OF_WORDS, DIGITS)
+    for word in kind
+}
+WORD = re.compile(r"[a-z]+|\d")
+RATES = {"caption": 0.2, "reasoning": 0.08}
+FACT_RATE = 0.5
+WRONG_WEIGHT, RIGHT_WEIGHT, WORD_WEIGHT = 1.0, 0.4, 0.3
+NUM_FACTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A word of a text: where it ends, what should stand there, whether it does."""
+
+    end: int
+    right: str
+    is_right: bool
+
+
+def exchange(rng: random.Random, text: str, rate: float) -> tuple[str, list[Claim]]:
+    """The text with words exchanged, and claims on its words.
+
+    In a reasoning what follows an exchanged word up to the next count hangs on it both ways, so
+    nothing is claimed there.
+    """
+    pieces, claims, done, is_open = [], [], 0, False
+    for found in WORD.finditer(text):
+        word = found.group()
+        if word not in OTHERS:
+            continue
+        said = rng.choice(OTHERS[word]) if not is_open and rng.random() < rate else word
+        pieces += [text[done : found.start()], said]
+        done = found.end()
+        if not is_open:
+            claims.append(Claim(sum(map(len, pieces)), word, said == word))
+        is_open = (is_open or said != word) and ":" in text and not word.isdigit()
+        if said != word and word.isdigit():
+            is_open = ":" in text
+    pieces.append(text[done:])
+    return "".join(pieces), claims
+
+
+def wrong_facts(rng: random.Random) -> tuple[str, list[Claim]]:
+    """Facts one after another, half of them wrong; claims on their results."""
+    text, claims = "", []
+    for _ in range(NUM_FACTS):
+        fact = draw_fact(rng)
+        said = wrong_fact(rng, fact) if rng.random() < FACT_RATE else fact
+        text += f"{fact[0]} {said[1]}"
+        claims.append(Claim(len(text), fact[1], said == fact))
+        text += f". So {said[1]}. "
+    return text.strip(), claims
+
+
+def mark_claims(
+    encoder: ChatEncoder, pair: JudgePair, user_text: str, claims: tuple[list[Claim], list[Claim]]
+) -> list[Mark]:
+    """Marks on the words claimed in the pair's two texts; before some the right word is asked for."""
+    correct, incorrect = (encoder.ids(f" {word}")[0] for word in SHAPES_PLAN.prompts.gate_words)
+    encoding = encoder.tokenizer.encode(user_text, add_special_tokens=False)
+    ending = {end: index for index, (_, end) in enumerate(encoding.offsets)}
+    marks: dict[int, Mark] = {}
+    words: dict[int, Mark] = {}
+    for begin, said in zip(candidate_starts(pair, user_text), claims, strict=True):
+        for number, claim in enumerate(said):
+            at = ending.get(begin + claim.end)
+            if at is None:
+                continue
+            if not claim.is_right:
+                marks[at] = Mark(at, incorrect, WRONG_WEIGHT, MARK_LAYERS)
+            elif number % 2:
+                marks[at] = Mark(at, correct, RIGHT_WEIGHT, MARK_LAYERS)
+            token = encoder.ids(f" {claim.right}")[0]
+            words[at - 1] = Mark(at - 1, token, WORD_WEIGHT, WORD_LAYERS)
+    return sorted((words | marks).values(), key=lambda mark: mark.position)
