@@ -45,7 +45,8 @@ class PackedMatrix:
     format: float32, bf16, int8 (a scale for 32 weights) or int4 (a step and a least for 32).
     is_gate_up: the first half of the rows is the gate's, the second the up projection's.
     rounds_activations: int8 and int4 weights meet activations rounded to int8 in groups of 32, in
-        integer dots; False multiplies float32 activations. Other formats always do.
+        integer dots, and bf16 weights bf16 activations where the machine has such products; False
+        multiplies float32 activations, as float32 weights always do.
     """
 
     def __init__(

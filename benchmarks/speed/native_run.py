@@ -153,7 +153,7 @@ class NativeRun:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _NoTags:
     """One state that no token leaves."""
 

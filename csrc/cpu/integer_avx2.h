@@ -17,28 +17,29 @@ struct Dots<SimdAvx2> {
   using Ints = __m256i;
 
   static inline Ints set1(int32_t x) { return _mm256_set1_epi32(x); }
-  static inline Ints pair(const int8_t* x) {
+  static inline Ints pair(const void* x) {
     int32_t bits;
     std::memcpy(&bits, x, 4);
     return _mm256_set1_epi32(bits);
   }
   template <int R>
-  STAGEBEAM_INLINE static inline void add_int8(const std::byte* line, const int8_t* const (&x)[R],
-                                               int at, Ints (&sums)[R][2]) {
+  STAGEBEAM_INLINE static inline void add_int8(const std::byte* line,
+                                               const int16_t (*x)[kGroupSize], int at,
+                                               Ints (&sums)[R][2]) {
     STAGEBEAM_UNROLL for (int v = 0; v < 2; ++v) {
       const __m256i words = SimdAvx2::load_words(line + v * 32);
       const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(words, 8), 8);
       const __m256i odd = _mm256_srai_epi16(words, 8);
       STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
-        const __m256i low = _mm256_madd_epi16(even, pair(x[r] + 2 * at));
-        const __m256i high = _mm256_madd_epi16(odd, pair(x[r] + 2 * at + 4));
+        const __m256i low = _mm256_madd_epi16(even, pair(x[r] + at));
+        const __m256i high = _mm256_madd_epi16(odd, pair(x[r] + at + 2));
         sums[r][v] = _mm256_add_epi32(sums[r][v], _mm256_add_epi32(low, high));
       }
     }
   }
   // Sums are 16-bit until finish_int4.
   template <int R>
-  STAGEBEAM_INLINE static inline void add_int4(const std::byte* line, const int8_t* const (&x)[R],
+  STAGEBEAM_INLINE static inline void add_int4(const std::byte* line, const int8_t (*x)[kGroupSize],
                                                int at, Ints (&sums)[R][2]) {
     const __m256i mask = _mm256_set1_epi8(15);
     STAGEBEAM_UNROLL for (int v = 0; v < 2; ++v) {

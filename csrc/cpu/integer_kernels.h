@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "half.h"
 #include "linear_kernels.h"
@@ -21,15 +22,17 @@ STAGEBEAM_INLINE inline float multiply_add(float a, float b, float c) {
   return __builtin_fmaf(a, b, c);
 }
 
-// A row of activations as groups of int8 and what belongs to them:
-//   scales: of each group; of int4 weights divided by kInt4Factor
-//   sums:   scale * sum of the group's numbers, for what int4's least multiplies
-//   starts: what an integer sum begins with, -128 * sum of the group's numbers
-struct IntegerRow {
-  const int8_t* q;
-  const float* scales;
-  const float* sums;
-  const int32_t* starts;
+// One group of up to kRows rows of activations as int8, and what belongs to them, side by side: a
+// kernel finds all of it at fixed distances from one pointer.
+//   scales: of each row; of int4 weights divided by kInt4Factor
+//   sums:   scale * sum of the row's numbers, for what int4's least multiplies
+//   starts: what an integer sum begins with, -128 * sum of the row's numbers
+template <int kRows, typename Element>
+struct IntegerGroup {
+  Element q[kRows][kGroupSize];
+  float scales[kRows];
+  float sums[kRows];
+  int32_t starts[kRows];
 };
 
 // The portable integer dots. A line holds, for 16 weight rows, four int8 or eight 4-bit weights.
@@ -48,7 +51,7 @@ struct Dots {
     return out;
   }
   template <int R>
-  static inline void add_int8(const std::byte* line, const int8_t* const (&x)[R], int at,
+  static inline void add_int8(const std::byte* line, const int8_t (*x)[kGroupSize], int at,
                               Ints (&sums)[R][1]) {
     int8_t w[kLineBytes];
     std::memcpy(w, line, sizeof w);
@@ -57,7 +60,7 @@ struct Dots {
     }
   }
   template <int R>
-  static inline void add_int4(const std::byte* line, const int8_t* const (&x)[R], int at,
+  static inline void add_int4(const std::byte* line, const int8_t (*x)[kGroupSize], int at,
                               Ints (&sums)[R][1]) {
     uint8_t w[kLineBytes];
     std::memcpy(w, line, sizeof w);
@@ -80,13 +83,20 @@ struct Dots {
   }
 };
 
-// Rounds `count` activations to groups of int8. The buffers are padded to whole groups; `wide`, for
-// Dots that ask for it, gets every four numbers a b c d as int16 in the order a c b d.
-template <typename S>
-void quantize_row(const float* x, int64_t count, bool is_int4, int8_t* q, float* scales,
-                  float* sums, int32_t* starts) {
+// What an instruction set's dots for a format meet: a group of kMaxRows rows, or of one alone.
+template <typename S, WeightFormat kFormat, bool kIsLone>
+using GroupOf = IntegerGroup<
+    kIsLone ? 1 : Dots<S>::kMaxRows,
+    std::conditional_t<Dots<S>::kIsWide && kFormat == WeightFormat::kInt8, int16_t, int8_t>>;
+
+// Rounds `count` activations to row `row` of groups of int8; numbers after the last are zeros. As
+// int16 every four a b c d stand in the order a c b d.
+template <typename S, WeightFormat kFormat, bool kIsLone>
+void quantize_row(const float* x, int64_t count, std::byte* memory, int64_t row) {
+  auto* groups = reinterpret_cast<GroupOf<S, kFormat, kIsLone>*>(memory);
+  constexpr bool kIsInt4 = kFormat == WeightFormat::kInt4;
   constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-  const float factor = is_int4 ? 1.0f / kInt4Factor : 1.0f;
+  const float factor = kIsInt4 ? 1.0f / kInt4Factor : 1.0f;
   const int64_t num_groups = (count + kGroupSize - 1) / kGroupSize;
   for (int64_t g = 0; g < num_groups; ++g) {
     float group[kGroupSize] = {};
@@ -117,32 +127,30 @@ void quantize_row(const float* x, int64_t count, bool is_int4, int8_t* q, float*
     } else {
       for (int32_t& value : values) value = 0;
     }
-    if constexpr (Dots<S>::kIsWide) {
-      if (!is_int4) {
-        auto* wide = reinterpret_cast<int16_t*>(q) + g * kGroupSize;
-        for (int i = 0; i < kGroupSize; i += 4) {
-          wide[i] = static_cast<int16_t>(values[i]);
-          wide[i + 1] = static_cast<int16_t>(values[i + 2]);
-          wide[i + 2] = static_cast<int16_t>(values[i + 1]);
-          wide[i + 3] = static_cast<int16_t>(values[i + 3]);
-        }
+    auto* q = groups[g].q[row];
+    if constexpr (sizeof q[0] == 2) {
+      for (int i = 0; i < kGroupSize; i += 4) {
+        q[i] = static_cast<int16_t>(values[i]);
+        q[i + 1] = static_cast<int16_t>(values[i + 2]);
+        q[i + 2] = static_cast<int16_t>(values[i + 1]);
+        q[i + 3] = static_cast<int16_t>(values[i + 3]);
       }
-    }
-    if (!Dots<S>::kIsWide || is_int4) {
-      for (int i = 0; i < kGroupSize; ++i) q[g * kGroupSize + i] = static_cast<int8_t>(values[i]);
+    } else {
+      for (int i = 0; i < kGroupSize; ++i) q[i] = static_cast<int8_t>(values[i]);
     }
     // A group with infinities or NaN makes the row's sums NaN.
     const float scale = is_finite ? most / 127.0f * factor : bits_to_float(0x7fc00000);
-    scales[g] = scale;
-    sums[g] = scale * static_cast<float>(sum);
-    starts[g] = -128 * sum;
+    groups[g].scales[row] = scale;
+    groups[g].sums[row] = scale * static_cast<float>(sum);
+    groups[g].starts[row] = -128 * sum;
   }
 }
 
-// One panel times R rows, over all of K, to out [R, kPanelRows].
+// One panel times the groups' first R rows, over all of K, to out [R, kPanelRows].
 template <typename S, WeightFormat kFormat, int R>
-void multiply_integers(const std::byte* panel, const IntegerRow* rows, int64_t num_groups,
+void multiply_integers(const std::byte* panel, const std::byte* memory, int64_t num_groups,
                        float* out, int64_t out_stride) {
+  const auto* groups = reinterpret_cast<const GroupOf<S, kFormat, R == 1>*>(memory);
   using D = Dots<S>;
   constexpr PanelLayout kLayout = panel_layout(kFormat);
   constexpr bool kIsInt4 = kFormat == WeightFormat::kInt4;
@@ -153,29 +161,25 @@ void multiply_integers(const std::byte* panel, const IntegerRow* rows, int64_t n
   STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
     STAGEBEAM_UNROLL for (int v = 0; v < kV; ++v) sums[r][v] = S::zero();
   }
-  const int8_t* x[R];
-  constexpr int kBytes = D::kIsWide && !kIsInt4 ? 2 : 1;
   const std::byte* block = panel;
   for (int64_t g = 0; g < num_groups; ++g) {
+    const auto& x = groups[g];
     const int in_block = static_cast<int>(g % kGroups);
     const std::byte* line = block + kLayout.scale_bytes + in_block * kLines * kLineBytes;
     typename D::Ints dots[R][D::kVectors];
     STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
-      x[r] = rows[r].q + g * kGroupSize * kBytes;
-      const auto start = D::set1(D::kIsOffset && !kIsInt4 ? rows[r].starts[g] : 0);
+      const auto start = D::set1(D::kIsOffset && !kIsInt4 ? x.starts[r] : 0);
       STAGEBEAM_UNROLL for (int v = 0; v < D::kVectors; ++v) dots[r][v] = start;
     }
     STAGEBEAM_UNROLL for (int i = 0; i < kLines; ++i) {
-      __builtin_prefetch(line + i * kLineBytes + kAheadBytes);
       if constexpr (kIsInt4) {
-        D::template add_int4<R>(line + i * kLineBytes, x, i * kLayout.word_k, dots);
+        D::template add_int4<R>(line + i * kLineBytes, x.q, i * kLayout.word_k, dots);
       } else {
-        D::template add_int8<R>(line + i * kLineBytes, x, i * kLayout.word_k, dots);
+        D::template add_int8<R>(line + i * kLineBytes, x.q, i * kLayout.word_k, dots);
       }
     }
     if constexpr (kIsInt4) D::template finish_int4<R>(dots);
     const auto* bits = reinterpret_cast<const uint16_t*>(block);
-    if (in_block == 0) __builtin_prefetch(block + kAheadBytes);
     STAGEBEAM_UNROLL for (int v = 0; v < kV; ++v) {
       typename S::Float step, least = S::zero();
       if constexpr (kIsInt4) {
@@ -185,10 +189,10 @@ void multiply_integers(const std::byte* panel, const IntegerRow* rows, int64_t n
         step = S::load_bf16(bits + in_block * kPanelRows + v * S::kWidth);
       }
       STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
-        const auto scale = S::mul(step, S::set1(rows[r].scales[g]));
+        const auto scale = S::mul(step, S::set1(x.scales[r]));
         sums[r][v] = S::fma(D::part(dots[r], v), scale, sums[r][v]);
         if constexpr (kIsInt4) {
-          sums[r][v] = S::fma(least, S::set1(rows[r].sums[g]), sums[r][v]);
+          sums[r][v] = S::fma(least, S::set1(x.sums[r]), sums[r][v]);
         }
       }
     }
@@ -201,7 +205,7 @@ void multiply_integers(const std::byte* panel, const IntegerRow* rows, int64_t n
   }
 }
 
-using IntegerFunction = void (*)(const std::byte*, const IntegerRow*, int64_t, float*, int64_t);
+using IntegerFunction = void (*)(const std::byte*, const std::byte*, int64_t, float*, int64_t);
 template <typename S, WeightFormat kFormat>
 struct IntegerTable {
   IntegerFunction run[Dots<S>::kMaxRows];  // [rows - 1]
@@ -223,26 +227,26 @@ void multiply_rounded(const LinearTask& task, int64_t first, int64_t end) {
   const int64_t step = is_gate_up ? 2 : 1;
   const int64_t groups = (task.in_features + kGroupSize - 1) / kGroupSize;
   constexpr int64_t kMost = Dots<S>::kMaxRows;
-  IntegerRow rounded[kIntegerRows];
+  const int64_t piece_bytes = groups * int64_t{sizeof(GroupOf<S, kFormat, false>)};
   for (int64_t row = 0; row < task.num_rows; row += kIntegerRows) {
     const int64_t left = task.num_rows - row, rows = left < kIntegerRows ? left : kIntegerRows;
-    std::byte* memory = task.integers;
-    for (int64_t r = 0; r < rows; ++r, memory += integer_bytes(1, task.in_features)) {
-      auto* q = reinterpret_cast<int8_t*>(memory);
-      auto* scales = reinterpret_cast<float*>(memory + 2 * kGroupSize * groups);
-      auto* starts = reinterpret_cast<int32_t*>(scales + 2 * groups);
-      quantize_row<S>(task.x.data + (row + r) * task.x.stride, task.in_features,
-                      kFormat == WeightFormat::kInt4, q, scales, scales + groups, starts);
-      rounded[r] = {q, scales, scales + groups, starts};
-    }
     const int64_t pieces = (rows + kMost - 1) / kMost;
+    for (int64_t piece = 0, at = 0; piece < pieces; ++piece) {
+      const int64_t count = (rows - at) / (pieces - piece);
+      const auto quantize =
+          count == 1 ? quantize_row<S, kFormat, true> : quantize_row<S, kFormat, false>;
+      for (int64_t r = 0; r < count; ++r, ++at) {
+        quantize(task.x.data + (row + at) * task.x.stride, task.in_features,
+                 task.integers + piece * piece_bytes, r);
+      }
+    }
     for (int64_t panel = first; panel < end; panel += step) {
       for (int64_t piece = 0, at = 0; piece < pieces; ++piece) {
         const int64_t count = (rows - at) / (pieces - piece);
         for (int64_t p = 0; p < step; ++p) {
           kIntegerTable<S, kFormat>.run[count - 1](task.panels + (panel + p) * task.panel_bytes,
-                                                   rounded + at, groups, task.sums + p * kPanelRows,
-                                                   step * kPanelRows);
+                                                   task.integers + piece * piece_bytes, groups,
+                                                   task.sums + p * kPanelRows, step * kPanelRows);
         }
         const int64_t column = panel / step * kPanelRows, columns = task.out_columns - column;
         for (int64_t r = 0; r < count; ++r) {

@@ -42,9 +42,7 @@ void multiply_pairs(const std::byte* panels, int64_t stride, const uint32_t* x, 
   for (int64_t k = 0; k < pairs; ++k) {
     __m512bh line[P];
     STAGEBEAM_UNROLL for (int p = 0; p < P; ++p) {
-      const std::byte* words = panels + p * stride + k * kLineBytes;
-      __builtin_prefetch(words + kAheadBytes / P);
-      line[p] = (__m512bh)S::load_words(words);
+      line[p] = (__m512bh)S::load_words(panels + p * stride + k * kLineBytes);
     }
     STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
       const auto pair = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(x[r * x_stride + k]));

@@ -18,9 +18,6 @@ inline constexpr int64_t kTileSize = 2 * kSumBlock * kPanelRows;
 // Rows of activations that are rounded to int8 at a time.
 inline constexpr int64_t kIntegerRows = 128;
 
-// How far ahead of its use a product asks for packed weights: what memory brings while they wait.
-inline constexpr int64_t kAheadBytes = 4096;
-
 struct LinearTask {
   const std::byte* panels;
   int64_t panel_bytes;
@@ -38,12 +35,12 @@ struct LinearTask {
 // Panels first .. end - 1 of the product.
 using MultiplyFunction = void (*)(const LinearTask& task, WeightFormat format, int64_t first,
                                   int64_t end);
-// Bytes that `num_rows` rows rounded to int8 take.
+// Bytes that `num_rows` rows rounded to int8 take at most, in whole groups of rows.
 inline int64_t integer_bytes(int64_t num_rows, int64_t in_features) {
   const int64_t groups = (in_features + kGroupSize - 1) / kGroupSize;
-  return (num_rows < kIntegerRows ? num_rows : kIntegerRows) * groups * (2 * kGroupSize + 3 * 4);
+  const int64_t rows = num_rows < kIntegerRows ? num_rows : kIntegerRows;
+  return (rows + 7) / 8 * 8 * groups * (2 * kGroupSize + 3 * 4);
 }
-
 // The same of the kernel that weights of `format` meet.
 inline int64_t rounded_bytes(WeightFormat format, int64_t num_rows, int64_t in_features) {
   if (format != WeightFormat::kBf16) return integer_bytes(num_rows, in_features);

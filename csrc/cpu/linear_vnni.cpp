@@ -38,7 +38,7 @@ struct Dots<SimdVnni> {
     return _mm512_set1_epi32(bits);
   }
   template <int R>
-  STAGEBEAM_INLINE static inline void add_int8(const std::byte* line, const int8_t* const (&x)[R],
+  STAGEBEAM_INLINE static inline void add_int8(const std::byte* line, const int8_t (*x)[kGroupSize],
                                                int at, Ints (&sums)[R][1]) {
     // The instruction wants one side unsigned: w + 128.
     const __m512i w = _mm512_xor_si512(SimdAvx512::load_words(line), _mm512_set1_epi8(-128));
@@ -47,7 +47,7 @@ struct Dots<SimdVnni> {
     }
   }
   template <int R>
-  STAGEBEAM_INLINE static inline void add_int4(const std::byte* line, const int8_t* const (&x)[R],
+  STAGEBEAM_INLINE static inline void add_int4(const std::byte* line, const int8_t (*x)[kGroupSize],
                                                int at, Ints (&sums)[R][1]) {
     const __m512i words = SimdAvx512::load_words(line), mask = _mm512_set1_epi8(15);
     const __m512i low = _mm512_and_si512(words, mask);
