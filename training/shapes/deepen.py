@@ -173,7 +173,6 @@ def write_deepened_start(model: Path, folder: Path) -> None:
             f"{config.text_config.num_hidden_layers}"
         )
     config.text_config.num_hidden_layers += NEW_LAYERS
-    config.text_config.layer_types = None
     deeper = MllamaForConditionalGeneration.from_pretrained(
         model, config=config, dtype=torch.float32
     )

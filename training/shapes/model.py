@@ -158,8 +158,7 @@ def write_like(export: Path, model: Any, folder: Path) -> None:
     """Write `model` in bfloat16 with the export's other files beside it; whole or not at all."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(
-        export, part, ignore=shutil.ignore_patterns("*.safetensors*", "*.png", "*.jsonl")
-    )
     model.to(torch.bfloat16).save_pretrained(part)
+    made = ("config.json", "*.safetensors*", "*.png", "*.jsonl")
+    shutil.copytree(export, part, ignore=shutil.ignore_patterns(*made), dirs_exist_ok=True)
     os.replace(part, folder)
