@@ -93,6 +93,7 @@ class Judging:
         round_ = self._rounds.pop(question.id, None)
         if round_ is not None:
             self._kv_cache.pool.release(round_.seqs)
+            round_.jobs.clear()
 
     def make_room(self) -> bool:
         """Free the blocks of rounds that are over; False where there are none."""
@@ -259,6 +260,7 @@ class Judging:
                 for i, job in round_.jobs.items()
             ],
         )
+        round_.jobs.clear()  # they call the round when done: a circle that would hold the question
         results = [round_.results[i] for i in range(len(round_.prompts))]
         self._answer(question, question.asker.read(round_.request, results))
         if not isinstance(question.request, (Judge, Gate)):
