@@ -159,7 +159,7 @@ class Probe:
         for question in self.loop._running:
             before |= {b.seq: b.token_ids for b in question.branches.values() if b.seq is not None}
         for round_ in self.loop._judging._rounds.values():
-            before |= {seq: round_.prompts[i].token_ids for i, seq in round_.seqs.items()}
+            before |= {job.seq: round_.prompts[i].token_ids for i, job in round_.jobs.items()}
         for row in batch.rows:
             track = self.loop._decoder._tracks[row.seq]
             token_ids = (*before[row.seq], *track.token_ids)
