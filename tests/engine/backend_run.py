@@ -26,7 +26,13 @@ def main(backend: str, poll_steps: int | None) -> None:
         root = engine.open(question, ASSETS / "examples/scene.png")
         kids = root.fork(NUM_BRANCHES)
         sampling = SamplingParams(
-            temperature=8.0, top_k=40, top_p=0.95, min_p=0.001, max_tokens=NUM_STEPS, seed=3
+            temperature=8.0,
+            top_k=40,
+            top_p=0.95,
+            min_p=0.001,
+            max_tokens=NUM_STEPS,
+            ignore_eos=True,
+            seed=3,
         )
         start = len(root.token_ids)
         engine.decode(kids, until="</NEVER>", sampling=sampling)

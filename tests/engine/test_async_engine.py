@@ -148,8 +148,9 @@ def test_cancelling_before_the_engine_has_it(
 
 def test_leaving_the_block_cancels(run, engine, image, free_sampling) -> None:
     async def main(asked: AsyncEngine) -> None:
+        # Longer than events wait for each other, so that it is not over when the first one comes.
         async with await asked.submit(
-            "a?", image, sampling=free_sampling(100, ignore_eos=True)
+            "a?", image, sampling=free_sampling(2000, ignore_eos=True)
         ) as handle:
             async for event in handle.events():
                 if isinstance(event, TokenText):
