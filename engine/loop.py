@@ -394,13 +394,15 @@ class EngineLoop:
     def _end(self, question: Question, outcome: SearchResult | BaseException) -> None:
         """Free what the question holds, then tell its caller; a second end has no effect."""
         if question in self._running:
-            self._running.remove(question)
             self._prefills.drop(question)
             self._decoder.drop(question)
             self._judging.drop(question)
             self.release(question, list(question.branches))
             if question.image_ref is not None:
                 self._runner.image_slots.release(question.image_ref.slot)
+            self._running.remove(
+                question
+            )  # last: who sees no question running finds all blocks free
         elif question in self._waiting:
             self._waiting.remove(question)
         else:

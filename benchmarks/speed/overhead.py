@@ -25,7 +25,6 @@ from unittest.mock import patch
 
 import numpy as np
 
-import stagebeam
 from stagebeam.benchmarks.speed.bench_command import (
     MIDSIZE,
     Workload,
@@ -196,7 +195,7 @@ def c_code(engines: dict[str, Engine]) -> Iterator[dict[str, Ask]]:
     folder = C_LIBRARY.parent
     with (
         tempfile.TemporaryDirectory() as scratch,
-        patch.object(stagebeam, "Engine", lambda path, **_: engines[path]),
+        patch("stagebeam.Engine", lambda path, **_: engines[path]),
     ):
         built = Path(scratch) / "overhead.so"
         flags = ["-O2", "-shared", "-fPIC", f"-I{folder}", f"-L{folder}", f"-Wl,-rpath,{folder}"]
