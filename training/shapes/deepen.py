@@ -7,7 +7,6 @@ checkpoint.
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 
@@ -25,8 +24,6 @@ from stagebeam.training.shapes.model import write_like
 from stagebeam.training.shapes.own_mistakes import collect_mistakes
 from stagebeam.training.trainer import Trainer
 from stagebeam.training.world import made_once
-
-logger = logging.getLogger(__name__)
 
 FIRST_LAYERS, NEW_LAYERS = 7, 3
 GROW_SEED = 17
@@ -56,8 +53,6 @@ JUDGE: Mixture = {
     "gate": (0.1, 48),
     "judge-own": (1.2, 18),
 }
-
-
 PROOFREAD: Mixture = {
     "answer": (2, 44),
     "text": (0.7, 60),
