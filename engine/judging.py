@@ -92,8 +92,7 @@ class Judging:
         self._kept.drop(question.id)
         round_ = self._rounds.pop(question.id, None)
         if round_ is not None:
-            self._kv_cache.pool.release(round_.seqs)
-            round_.jobs.clear()
+            self._free_wave(round_)
 
     def make_room(self) -> bool:
         """Free the blocks of rounds that are over; False where there are none."""
@@ -243,11 +242,14 @@ class Judging:
 
     def _end_wave(self, round_: JudgeRound) -> None:
         if round_.order:
-            self._kv_cache.pool.release(round_.seqs)
-            round_.jobs.clear()
+            self._free_wave(round_)
             self._pause(round_.question)
         else:
             self._finish(round_)
+
+    def _free_wave(self, round_: JudgeRound) -> None:
+        self._kv_cache.pool.release(round_.seqs)
+        round_.jobs.clear()
 
     def _finish(self, round_: JudgeRound) -> None:
         """Hand the results on; the prompts stay as long as the question goes on judging."""

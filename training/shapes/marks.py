@@ -24,7 +24,7 @@ def mark_pair(encoder: ChatEncoder, pair: JudgePair, user_text: str) -> list[Mar
     both, and the wrong one marked; what comes after it follows from the mistake and is left unmarked,
     unless the texts run in step again.
     """
-    correct, incorrect = (encoder.ids(f" {word}")[0] for word in SHAPES_PLAN.prompts.gate_words)
+    correct, incorrect = mark_ids(encoder)
     encoding = encoder.tokenizer.encode(user_text, add_special_tokens=False)
     tokens = encoding.ids
     spans = [
@@ -58,6 +58,12 @@ def mark_pair(encoder: ChatEncoder, pair: JudgePair, user_text: str) -> list[Mar
             marks[at - 1] = Mark(at - 1, right[difference], DECIDING_WEIGHT, WORD_LAYERS)
             marks[at] = Mark(at, token, DECIDING_WEIGHT, MARK_LAYERS)
     return sorted(marks.values(), key=lambda mark: mark.position)
+
+
+def mark_ids(encoder: ChatEncoder) -> tuple[int, int]:
+    """The tokens that mark a word as right and as wrong."""
+    correct, incorrect = (encoder.ids(f" {word}")[0] for word in SHAPES_PLAN.prompts.gate_words)
+    return correct, incorrect
 
 
 def candidate_starts(pair: JudgePair, user_text: str) -> tuple[int, int]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from stagebeam.training.shapes.encoding import ChatEncoder, Mark
 from stagebeam.training.shapes.facts import draw_fact, wrong_fact
-from stagebeam.training.shapes.judge_pairs import SHAPES_PLAN, JudgePair
-from stagebeam.training.shapes.marks import MARK_LAYERS, WORD_LAYERS, candidate_starts
+from stagebeam.training.shapes.judge_pairs import JudgePair
+from stagebeam.training.shapes.marks import MARK_LAYERS, WORD_LAYERS, candidate_starts, mark_ids
 from stagebeam.training.shapes.scene import COLORS, COLUMNS, ROWS, SHAPES, SIZES
 
 KINDS_OF_WORDS = (tuple(COLORS), SHAPES, tuple(SIZES), ROWS, COLUMNS, ("yes", "no"))
@@ -78,7 +78,7 @@ def mark_claims(
     encoder: ChatEncoder, pair: JudgePair, user_text: str, claims: tuple[list[Claim], list[Claim]]
 ) -> list[Mark]:
     """Marks on the words claimed in the pair's two texts; before some the right word is asked for."""
-    correct, incorrect = (encoder.ids(f" {word}")[0] for word in SHAPES_PLAN.prompts.gate_words)
+    correct, incorrect = mark_ids(encoder)
     encoding = encoder.tokenizer.encode(user_text, add_special_tokens=False)
     ending = {end: index for index, (_, end) in enumerate(encoding.offsets)}
     marks: dict[int, Mark] = {}
