@@ -39,8 +39,16 @@ AttentionLayer make_layer(Address q, int64_t q_stride, Address keys, Address val
 
 void run_all(AttentionPlan& plan, const AttentionLayer& layer) {
   AttentionScratch scratch;
-  for (int64_t i = 0; i < plan.num_units(); ++i) plan.prepare_unit(layer, i, scratch);
-  for (int64_t i = 0; i < plan.num_items(); ++i) plan.run_item(layer, i, scratch);
+  if (plan.is_split()) {
+    plan.prepare_share(layer, 0, scratch);
+  } else {
+    for (int64_t i = 0; i < plan.num_units(); ++i) plan.prepare_unit(layer, i, scratch);
+  }
+  for (int64_t i = 0; i < plan.num_items(); ++i) {
+    plan.run_item(layer, i, plan.num_items(), 0, scratch);
+  }
+  if (!plan.is_split()) return;
+  for (int64_t i = 0; i < plan.num_units(); ++i) plan.fold_unit(layer, i, scratch);
 }
 
 template <typename T>

@@ -3,15 +3,15 @@
 #include <algorithm>
 #include <limits>
 
+#include "prefetch.h"
+
 namespace stagebeam::cpu {
 namespace {
 
-constexpr int64_t kPrefillRows = 16;  // rows of a prefill item: they share a read of their keys
-constexpr int64_t kItemsPerThread = 16;
-
-int64_t splits_of(int64_t tokens) {
-  return (tokens + kSplitTokens - 1) / kSplitTokens;
-}
+constexpr int64_t kLineFloats = 16;
+constexpr int64_t kFoldsAhead = 4;    // bundles whose lines are asked for
+constexpr int64_t kUnitsAhead = 4;    // units whose queries are asked for
+constexpr int64_t kFirstTokens = 16;  // asked for at once: of a longer burst much is dropped
 
 template <typename T>
 T* at_bytes(T* base, int64_t bytes) {
@@ -37,133 +37,38 @@ void clear_state(float* state, int64_t head_dim) {
 
 }  // namespace
 
-void AttentionPlan::reset(int64_t num_rows, const AttentionShape& shape, bool is_split) {
-  shape_ = shape;
-  sources_.clear();
-  items_.clear();
-  rows_.assign(num_rows, Row{0, nullptr});
-  max_splits_ = 0;
-  queries_.resize(num_rows * shape.num_heads * padded(shape.head_dim));
-  const int64_t num_counters = is_split ? num_rows * shape.num_kv_heads : 0;
-  if (num_counters > num_counters_) {
-    num_done_ = std::make_unique<std::atomic<int32_t>[]>(num_counters);
-    num_counters_ = num_counters;
-  }
-  for (int64_t i = 0; i < num_counters; ++i) num_done_[i].store(0, std::memory_order_relaxed);
-}
-
-void AttentionPlan::add_split_items(int32_t source, int32_t begin, int32_t end, int64_t split,
-                                    bool by_head) {
-  const auto heads = static_cast<int32_t>(shape_.num_kv_heads);
-  const auto s = static_cast<int32_t>(split);
-  if (!by_head) items_.push_back({source, begin, end, 0, heads, s});
-  for (int32_t h = 0; by_head && h < heads; ++h)
-    items_.push_back({source, begin, end, h, h + 1, s});
-}
-
-void AttentionPlan::plan_branches(const BranchRows& given, const AttentionShape& shape,
-                                  int num_threads) {
-  reset(given.num_rows, shape, true);
-  int64_t num_splits = 0;
-  for (int64_t g = 0; g < given.num_groups; ++g) {
-    const int64_t trunk = given.trunk_width > 0 ? given.trunk_lens[g] : 0;
-    sources_.push_back({given.trunk_tables + g * given.trunk_width, 0, trunk});
-    num_splits += splits_of(trunk);
-    for (int64_t r = given.group_offsets[g]; r < given.group_offsets[g + 1]; ++r) {
-      rows_[r] = {trunk + given.tail_lens[r], given.tail_tables + r * given.tail_width};
-      max_splits_ = std::max(max_splits_, splits_of(rows_[r].limit));
-      num_splits += splits_of(rows_[r].limit) - trunk / kSplitTokens;
-    }
-  }
-  const bool by_head = num_splits < kItemsPerThread * num_threads;
-  for (int64_t g = 0; g < given.num_groups; ++g) {
-    const auto source = static_cast<int32_t>(g);
-    const int32_t begin = given.group_offsets[g], end = given.group_offsets[g + 1];
-    if (begin == end) continue;
-    const int64_t shared = splits_of(sources_[g].length);
-    for (int64_t s = 0; s < shared; ++s) add_split_items(source, begin, end, s, by_head);
-    for (int32_t r = begin; r < end; ++r) {
-      const auto heads = static_cast<int32_t>(shape.num_kv_heads);
-      if (rows_[r].limit == 0) items_.push_back({source, r, r + 1, 0, heads, kAll});
-      for (int64_t s = shared; s < splits_of(rows_[r].limit); ++s) {
-        add_split_items(source, r, r + 1, s, by_head);
-      }
-    }
-  }
-  states_.resize(given.num_rows * shape.num_heads * max_splits_ * state_size(shape.head_dim));
-}
-
-void AttentionPlan::plan_prefill(const PrefillRows& given, const AttentionShape& shape) {
-  reset(given.num_seqs > 0 ? given.cu_seqlens_q[given.num_seqs] : 0, shape, false);
-  for (int64_t s = 0; s < given.num_seqs; ++s) {
-    const int64_t begin = given.cu_seqlens_q[s], end = given.cu_seqlens_q[s + 1];
-    sources_.push_back({given.block_tables + s * given.table_width, 0, given.seq_lens[s]});
-    for (int64_t r = begin; r < end; ++r) rows_[r] = {given.seq_lens[s] - (end - 1 - r), nullptr};
-    for (int64_t r = begin; r < end; r += kPrefillRows) {
-      const auto last = static_cast<int32_t>(std::min(end, r + kPrefillRows));
-      for (int32_t h = 0; h < shape.num_kv_heads; ++h) {
-        items_.push_back({static_cast<int32_t>(s), static_cast<int32_t>(r), last, h, h + 1, kAll});
-      }
-    }
-  }
-  // The longest first, so that no thread is left with one at the end.
-  std::stable_sort(items_.begin(), items_.end(), [&](const Item& a, const Item& b) {
-    return rows_[a.row_end - 1].limit > rows_[b.row_end - 1].limit;
-  });
-}
-
-void AttentionPlan::plan_cross(const CrossRows& given, const AttentionShape& shape,
-                               int num_threads) {
-  const int64_t num_rows = given.num_groups > 0 ? given.group_offsets[given.num_groups] : 0;
-  const bool is_split = num_rows <= kMaxTileQueries;
-  reset(num_rows, shape, is_split);
-  int64_t num_splits = 0;
-  for (int64_t g = 0; g < given.num_groups; ++g) {
-    int64_t longest = 0;
-    for (int64_t r = given.group_offsets[g]; r < given.group_offsets[g + 1]; ++r) {
-      rows_[r] = {given.group_slots[g] < 0 ? 0 : given.kv_lens[r], nullptr};
-      longest = std::max(longest, rows_[r].limit);
-    }
-    sources_.push_back({nullptr, given.group_slots[g], longest});
-    max_splits_ = std::max(max_splits_, splits_of(longest));
-    num_splits += splits_of(longest);
-  }
-  const bool by_head = num_splits < kItemsPerThread * num_threads;
-  for (int64_t g = 0; g < given.num_groups; ++g) {
-    const auto source = static_cast<int32_t>(g);
-    const int32_t begin = given.group_offsets[g], end = given.group_offsets[g + 1];
-    if (is_split && begin < end) {
-      for (int64_t s = 0; s < splits_of(sources_[g].length); ++s) {
-        add_split_items(source, begin, end, s, by_head);
-      }
-    }
-    const bool has_image = given.group_slots[g] >= 0;
-    for (int32_t r = begin; r < end && !(is_split && has_image); r += kPrefillRows) {
-      const auto last = std::min<int32_t>(end, r + kPrefillRows);
-      for (int32_t h = 0; h < shape.num_kv_heads; ++h) {
-        items_.push_back({source, r, last, h, h + 1, kAll});
-      }
-    }
-  }
-  if (is_split) {
-    states_.resize(num_rows * shape.num_heads * max_splits_ * state_size(shape.head_dim));
-  }
-}
-
-bool AttentionPlan::has_row_of(int64_t item, const uint8_t* is_marked) const {
-  const Item& rows = items_[item];
-  return std::any_of(is_marked + rows.row_begin, is_marked + rows.row_end,
-                     [](uint8_t mark) { return mark != 0; });
-}
-
 void AttentionPlan::prepare_unit(const AttentionLayer& layer, int64_t unit,
                                  AttentionScratch& scratch) {
+  const int64_t row = unit / shape_.num_kv_heads;
+  if (layer.new_keys != nullptr) store_head(layer, row, unit % shape_.num_kv_heads, scratch);
+  if (rows_[row].limit > 0) load_queries(layer, unit, 0, scratch);
+}
+
+void AttentionPlan::prepare_share(const AttentionLayer& layer, int share,
+                                  AttentionScratch& scratch) {
+  const uint8_t* uses = uses_.data() + share * num_units();
+  for (int64_t unit = 0; unit < num_units(); ++unit) {
+    const int64_t later = unit + kUnitsAhead;
+    if (later < num_units() && uses[later] != 0) {  // the other thread wrote half of them
+      const int64_t width = shape_.num_heads / shape_.num_kv_heads * shape_.head_dim;
+      const float* q = layer.q + later / shape_.num_kv_heads * layer.q_stride +
+                       later % shape_.num_kv_heads * width;
+      for (int64_t d = 0; d < width; d += kLineFloats) __builtin_prefetch(q + d);
+    }
+    if ((uses[unit] & kStores) != 0 && layer.new_keys != nullptr) {
+      store_head(layer, unit / shape_.num_kv_heads, unit % shape_.num_kv_heads, scratch);
+    }
+    if ((uses[unit] & kQueries) != 0) load_queries(layer, unit, share, scratch);
+  }
+}
+
+void AttentionPlan::load_queries(const AttentionLayer& layer, int64_t unit, int share,
+                                 AttentionScratch& scratch) {
   const int64_t row = unit / shape_.num_kv_heads, kv_head = unit % shape_.num_kv_heads;
-  if (layer.new_keys != nullptr) store_head(layer, row, kv_head, scratch);
-  if (rows_[row].limit == 0) return;
   const int64_t group = shape_.num_heads / shape_.num_kv_heads, width = padded(shape_.head_dim);
+  const int64_t first = (share * static_cast<int64_t>(rows_.size()) + row) * shape_.num_heads;
   for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-    load_query(layer, row, h, queries_.data() + (row * shape_.num_heads + h) * width, scratch);
+    load_query(layer, row, h, queries_.data() + (first + h) * width, scratch);
   }
 }
 
@@ -216,109 +121,152 @@ void AttentionPlan::write_out(const AttentionLayer& layer, int64_t row, int64_t 
   for (int64_t d = 0; d < head_dim; ++d) out[d] = total == 0 ? 0 : state[d] / total;
 }
 
-void AttentionPlan::finish_split(const AttentionLayer& layer, int64_t row, int64_t kv_head,
-                                 AttentionScratch& scratch) {
-  const AttentionShape& s = layer.shape;
-  const int64_t group = s.num_heads / s.num_kv_heads, stride = state_size(s.head_dim);
-  const int64_t num_splits = splits_of(rows_[row].limit);
-  std::atomic<int32_t>& num_done = num_done_[row * s.num_kv_heads + kv_head];
-  if (num_done.fetch_add(1, std::memory_order_acq_rel) + 1 < num_splits) return;
-  num_done.store(0, std::memory_order_relaxed);
+// The state of a bundle from those of its splits.
+void AttentionPlan::fold_bundle(int64_t row, int64_t head, int64_t bundle) {
+  const int64_t stride = state_size(shape_.head_dim), place = row * shape_.num_heads + head;
+  const int64_t first = bundle * kBundleSplits;
+  const int64_t count = std::min(kBundleSplits, splits_of(rows_[row].limit) - first);
+  kernels().bundle_states(states_.data() + (place * max_splits_ + first) * stride, count,
+                          shape_.head_dim,
+                          bundles_.data() + (place * max_bundles_ + bundle) * stride);
+}
+
+void AttentionPlan::fold_unit(const AttentionLayer& layer, int64_t unit,
+                              AttentionScratch& scratch) {
+  const int64_t row = unit / shape_.num_kv_heads, kv_head = unit % shape_.num_kv_heads;
+  const int64_t group = shape_.num_heads / shape_.num_kv_heads;
+  const int64_t num_bundles = bundles_of(splits_of(rows_[row].limit));
+  const int64_t stride = state_size(shape_.head_dim);
+  scratch.folded.resize(kMaxTileQueries * stride);
+  float* folded = scratch.folded.data();
+  const float* out = layer.out + row * layer.out_stride + kv_head * group * shape_.head_dim;
+  for (int64_t d = 0; d < group * shape_.head_dim; d += kLineFloats) ask_to_write(out + d);
   for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-    float* folded = scratch.folded.data();
-    clear_state(folded, s.head_dim);
-    kernels().fold_states(states_.data() + (row * s.num_heads + h) * max_splits_ * stride,
-                          num_splits, s.head_dim, folded);
+    for (int64_t bundle = 0; bundle < num_bundles; ++bundle) {
+      if (is_bundled_[row * max_bundles_ + bundle] == 0) fold_bundle(row, h, bundle);
+    }
+    clear_state(folded, shape_.head_dim);
+    kernels().fold_states(bundles_.data() + (row * shape_.num_heads + h) * max_bundles_ * stride,
+                          num_bundles, shape_.head_dim, folded);
     write_out(layer, row, h, folded);
   }
 }
 
-int64_t AttentionPlan::kv_bytes(const AttentionShape& shape, CacheFormat format) const {
-  int64_t tokens = 0;  // times KV heads
-  for (const Item& item : items_) {
-    const int64_t heads = item.kv_end - item.kv_begin;
-    const int64_t shared = sources_[item.source].length;
-    int64_t longest = 0;
-    for (int64_t r = item.row_begin; r < item.row_end; ++r) {
-      longest = std::max(longest, rows_[r].limit);
-    }
-    const int64_t begin = item.split == kAll ? 0 : item.split * kSplitTokens;
-    const int64_t end = item.split == kAll ? longest : std::min(begin + kSplitTokens, longest);
-    tokens += heads * std::max<int64_t>(0, std::min(end, shared) - begin);
-    for (int64_t r = item.row_begin; r < item.row_end; ++r) {
-      tokens +=
-          heads * std::max<int64_t>(0, std::min(end, rows_[r].limit) - std::max(begin, shared));
-    }
-  }
-  const int64_t scale = format == CacheFormat::kInt8 ? sizeof(float) : 0;
-  return 2 * tokens * (shape.head_dim * element_bytes(format) + scale);
-}
-
-void AttentionPlan::prefetch_item(const AttentionLayer& layer, int64_t index) const {
-  if (index >= num_items() || items_[index].split == kAll) return;
-  const Item& item = items_[index];
+KvHead AttentionPlan::head_of(const AttentionLayer& layer, const int32_t* table,
+                              int64_t first_token, int64_t first_slot, int64_t kv_head) const {
   const KvLayout layout = layout_of(layer);
+  const int64_t offset = first_slot * layout.block_stride + kv_head * layout.head_dim;
+  const int64_t bytes = offset * element_bytes(layout.format);
+  const int64_t scale = first_slot * layout.scale_block_stride + kv_head;
+  const KvCache& cache = layer.cache;
+  return {at_bytes(cache.keys, bytes),
+          at_bytes(cache.values, bytes),
+          cache.key_scales == nullptr ? nullptr : cache.key_scales + scale,
+          cache.value_scales == nullptr ? nullptr : cache.value_scales + scale,
+          table,
+          first_token};
+}
+
+// What a split of an item's first row reads: of the shared tokens where it has any.
+TokensAhead AttentionPlan::tokens_of(const AttentionLayer& layer, const Item& item, int64_t split,
+                                     int64_t kv_head) const {
   const Source& source = sources_[item.source];
+  const Row& row = rows_[item.row_begin];
+  const int64_t begin = split * kSplitTokens, end = begin + kSplitTokens;
+  if (begin < source.length) {
+    const int64_t slot = std::max<int64_t>(source.first_slot, 0);
+    return {head_of(layer, source.table, 0, slot, kv_head), begin, std::min(end, source.length)};
+  }
+  return {head_of(layer, row.tail_table, source.length, 0, kv_head), begin,
+          row.tail_table == nullptr ? begin : std::min(end, row.limit)};
+}
+
+void AttentionPlan::prefetch_share(const AttentionLayer& layer, int share) const {
+  if (share_begin_[share] == share_begin_[share + 1]) return;
+  const Item& item = items_[share_begin_[share]];
+  const KvLayout layout = layout_of(layer);
+  const TokensAhead first = tokens_of(layer, item, item.first_split, item.kv_begin);
+  const int64_t end = std::min(first.end, first.begin + kFirstTokens);
   const int64_t bytes = element_bytes(layout.format);
-  const int64_t width = (item.kv_end - item.kv_begin) * layout.head_dim * bytes;
-  const int64_t begin = item.split * kSplitTokens;
-  auto prefetch = [&](const int32_t* table, int64_t slot, int64_t first, int64_t end) {
-    int64_t column = table == nullptr ? 0 : first / layout.block_size;
-    int64_t in_block = first - column * layout.block_size;
-    for (int64_t t = first; t < end; ++t, ++in_block) {
-      if (table != nullptr && in_block == layout.block_size) {
-        ++column;
-        in_block = 0;
-      }
-      const int64_t block = table == nullptr ? slot : table[column];
-      const int64_t at = (block * layout.block_stride + in_block * layout.token_stride +
-                          item.kv_begin * layout.head_dim) *
-                         bytes;
-      for (int64_t i = 0; i < width; i += 64) {
-        __builtin_prefetch(at_bytes(layer.cache.keys, at + i), 0, 2);
-        __builtin_prefetch(at_bytes(layer.cache.values, at + i), 0, 2);
-      }
+  for (int64_t token = first.begin; token < end; ++token) {
+    const int64_t index = token - first.head.first_token;
+    const int32_t* table = first.head.table;
+    const int64_t block = table == nullptr ? 0 : index / layout.block_size;
+    const int64_t slot = table == nullptr ? 0 : table[block];
+    const int64_t at =
+        slot * layout.block_stride + (index - block * layout.block_size) * layout.token_stride;
+    for (int64_t i = 0; i < layout.head_dim * bytes; i += 64) {
+      __builtin_prefetch(at_bytes(first.head.keys, at * bytes + i), 0, 2);
+      __builtin_prefetch(at_bytes(first.head.values, at * bytes + i), 0, 2);
     }
-  };
-  const int64_t shared_end = std::min(begin + kSplitTokens, source.length);
-  prefetch(source.table, std::max<int64_t>(source.first_slot, 0), begin, shared_end);
-  for (int64_t r = item.row_begin; r < item.row_end; ++r) {
-    const int64_t end = std::min(begin + kSplitTokens, rows_[r].limit);
-    if (rows_[r].tail_table == nullptr || end <= source.length) continue;
-    prefetch(rows_[r].tail_table, 0, std::max(begin, source.length) - source.length,
-             end - source.length);
   }
 }
 
-void AttentionPlan::run_item(const AttentionLayer& layer, int64_t index,
+void AttentionPlan::run_item(const AttentionLayer& layer, int64_t index, int64_t end, int share,
                              AttentionScratch& scratch) {
   const Item& item = items_[index];
-  for (int64_t h = item.kv_begin; h < item.kv_end; ++h) run_tiles(layer, item, h, scratch);
+  if (item.first_split == kAll) {
+    for (int64_t h = item.kv_begin; h < item.kv_end; ++h) {
+      run_tiles(layer, item, h, kAll, TokensAhead{}, share, scratch);
+    }
+    return;
+  }
+  for (int64_t split = item.first_split; split < item.end_split; ++split) {
+    for (int64_t h = item.kv_begin; h < item.kv_end; ++h) {
+      TokensAhead next{};
+      if (h + 1 < item.kv_end) {
+        next = tokens_of(layer, item, split, h + 1);
+      } else if (split + 1 < item.end_split) {
+        next = tokens_of(layer, item, split + 1, item.kv_begin);
+      } else if (index + 1 < end) {
+        const Item& after = items_[index + 1];
+        next = tokens_of(layer, after, after.first_split, after.kv_begin);
+      }
+      run_tiles(layer, item, h, split, next, share, scratch);
+    }
+  }
+  fold_item(item);
 }
 
+// The bundles that the item has whole. Another thread may have read them, a layer ago.
+void AttentionPlan::fold_item(const Item& item) {
+  const int64_t group = shape_.num_heads / shape_.num_kv_heads;
+  const int64_t first = item.kv_begin * group, heads = item.kv_end * group - first;
+  const int64_t bundle = item.first_split / kBundleSplits, stride = state_size(shape_.head_dim);
+  const int64_t count = (item.row_end - item.row_begin) * heads;
+  auto place_of = [&](int64_t i) {
+    return (item.row_begin + i / heads) * shape_.num_heads + first + i % heads;
+  };
+  for (int64_t i = 0; i < count + kFoldsAhead; ++i) {
+    if (i < count) {
+      const float* state = bundles_.data() + (place_of(i) * max_bundles_ + bundle) * stride;
+      for (int64_t d = 0; d < stride; d += kLineFloats) ask_to_write(state + d);
+      ask_to_write(state + stride - 1);
+    }
+    const int64_t ready = i - kFoldsAhead;
+    if (ready < 0) continue;
+    const int64_t row = item.row_begin + ready / heads;
+    if (item.first_split >= splits_of(rows_[row].limit) || !has_whole_bundle(item, row)) continue;
+    fold_bundle(row, first + ready % heads, bundle);
+  }
+}
+
+// One KV head of an item, one of its splits or all of its rows' tokens.
 void AttentionPlan::run_tiles(const AttentionLayer& layer, const Item& item, int64_t kv_head,
+                              int64_t split, const TokensAhead& ahead, int share,
                               AttentionScratch& scratch) {
   const AttentionShape& s = layer.shape;
   const Kernels& k = kernels();
   const KvLayout layout = layout_of(layer);
   const Source& source = sources_[item.source];
   const int64_t group = s.num_heads / s.num_kv_heads, width = padded(s.head_dim);
-  const int64_t stride = state_size(s.head_dim), bytes = element_bytes(layout.format);
-  auto head_of = [&](const int32_t* table, int64_t first_token, int64_t slot) {
-    const int64_t offset = slot * layout.block_stride + kv_head * s.head_dim;
-    const int64_t scale = slot * layout.scale_block_stride + kv_head;
-    const KvCache& cache = layer.cache;
-    return KvHead{at_bytes(cache.keys, offset * bytes),
-                  at_bytes(cache.values, offset * bytes),
-                  cache.key_scales == nullptr ? nullptr : cache.key_scales + scale,
-                  cache.value_scales == nullptr ? nullptr : cache.value_scales + scale,
-                  table,
-                  first_token};
-  };
-  const KvHead shared = head_of(source.table, 0, std::max<int64_t>(source.first_slot, 0));
-  const bool is_split = item.split != kAll;
-  scratch.states.resize(kMaxTileQueries * stride);
-  scratch.folded.resize(kMaxTileQueries * stride);
+  const int64_t stride = state_size(s.head_dim);
+  const int64_t first_slot = std::max<int64_t>(source.first_slot, 0);
+  const KvHead shared = head_of(layer, source.table, 0, first_slot, kv_head);
+  const float* own_queries =
+      queries_.data() + share * static_cast<int64_t>(rows_.size()) * s.num_heads * width;
+  const bool is_split = split != kAll;
+  if (!is_split) scratch.states.resize(kMaxTileQueries * kBundleSplits * stride);
   Query queries[kMaxTileQueries];
   KvHead tails[kMaxTileQueries];
 
@@ -330,34 +278,24 @@ void AttentionPlan::run_tiles(const AttentionLayer& layer, const Item& item, int
       int64_t count = 0, longest = 0;
       for (int64_t r = row; r < end; ++r) {
         const bool has_tail = rows_[r].tail_table != nullptr;
-        tails[r - row] = head_of(rows_[r].tail_table, source.length, 0);
+        tails[r - row] = head_of(layer, rows_[r].tail_table, source.length, 0, kv_head);
         for (int64_t h = 0; h < heads; ++h, ++count) {
           const int64_t place = r * s.num_heads + kv_head * group + head + h;
-          queries[count] = {queries_.data() + place * width, rows_[r].limit,
+          queries[count] = {own_queries + place * width, rows_[r].limit,
                             has_tail ? &tails[r - row] : nullptr,
-                            is_split ? states_.data() + (place * max_splits_ + item.split) * stride
-                                     : scratch.states.data() + count * stride};
+                            is_split ? states_.data() + (place * max_splits_ + split) * stride
+                                     : scratch.states.data() + count * kBundleSplits * stride};
         }
         longest = std::max(longest, rows_[r].limit);
       }
-      Tile tile{&layout, &shared, 0, 0, source.length, queries, count};
+      Tile tile{&layout, &shared, 0, 0, source.length, queries, count, ahead, &scratch.lines_ahead};
       if (is_split) {
-        tile.begin = item.split * kSplitTokens;
+        tile.begin = split * kSplitTokens;
         tile.end = std::min(tile.begin + kSplitTokens, longest);
         k.attend(tile);
         continue;
       }
-      for (int64_t q = 0; q < count; ++q) {
-        clear_state(scratch.folded.data() + q * stride, s.head_dim);
-      }
-      for (int64_t begin = 0; begin < longest; begin += kSplitTokens) {
-        tile.begin = begin;
-        tile.end = std::min(begin + kSplitTokens, longest);
-        k.attend(tile);
-        for (int64_t q = 0; q < count; ++q) {
-          k.fold_states(queries[q].state, 1, s.head_dim, scratch.folded.data() + q * stride);
-        }
-      }
+      fold_all(layer, tile, longest, scratch);
       count = 0;
       for (int64_t r = row; r < end; ++r) {
         for (int64_t h = 0; h < heads; ++h, ++count) {
@@ -366,8 +304,31 @@ void AttentionPlan::run_tiles(const AttentionLayer& layer, const Item& item, int
       }
     }
   }
-  for (int64_t r = item.row_begin; is_split && r < item.row_end; ++r) {
-    if (item.split < splits_of(rows_[r].limit)) finish_split(layer, r, kv_head, scratch);
+}
+
+// All splits of a tile's queries, folded as the states of decode items are, to scratch.folded.
+void AttentionPlan::fold_all(const AttentionLayer& layer, Tile& tile, int64_t longest,
+                             AttentionScratch& scratch) const {
+  const Kernels& k = kernels();
+  const int64_t head_dim = layer.shape.head_dim, stride = state_size(head_dim);
+  scratch.bundle.resize(stride);
+  scratch.folded.resize(kMaxTileQueries * stride);
+  float *bundle = scratch.bundle.data(), *folded = scratch.folded.data();
+  for (int64_t q = 0; q < tile.num_queries; ++q) clear_state(folded + q * stride, head_dim);
+  const int64_t num_splits = splits_of(longest);
+  for (int64_t first = 0; first < num_splits; first += kBundleSplits) {
+    const int64_t count = std::min(kBundleSplits, num_splits - first);
+    for (int64_t split = 0; split < count; ++split) {
+      tile.begin = (first + split) * kSplitTokens;
+      tile.end = std::min(tile.begin + kSplitTokens, longest);
+      k.attend(tile);
+      for (int64_t q = 0; q < tile.num_queries; ++q) tile.queries[q].state += stride;
+    }
+    for (int64_t q = 0; q < tile.num_queries; ++q) {
+      tile.queries[q].state -= count * stride;
+      k.bundle_states(tile.queries[q].state, count, head_dim, bundle);
+      k.fold_states(bundle, 1, head_dim, folded + q * stride);
+    }
   }
 }
 

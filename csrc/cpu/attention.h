@@ -1,14 +1,14 @@
-// Attention of a whole layer as a list of items that threads take one by one.
+// Attention of a whole layer as a list of items.
 //
 // A plan says who attends to what and is made once a pass, for all layers; running it needs a
-// layer's arrays. Decode items are splits of the cache: a trunk's split is read once for all
-// branches of its group, and whoever finishes a row's last split merges it. Prefill items are rows.
+// layer's arrays. Decode items are splits of the cache: a trunk's splits are read once for all
+// branches of its group, and rows are folded from their splits' states behind a barrier. A thread's
+// share of them lies side by side and is the same in every layer, so that it reads long streams and
+// keeps its states to itself. Prefill items are rows, which threads take one by one.
 // Invariant: a row's output depends on its tokens alone, not on its group or the number of threads.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "kernels.h"
@@ -79,9 +79,17 @@ struct CrossRows {
   const int32_t* kv_lens;
 };
 
+constexpr int64_t splits_of(int64_t tokens) {
+  return (tokens + kSplitTokens - 1) / kSplitTokens;
+}
+constexpr int64_t bundles_of(int64_t splits) {
+  return (splits + kBundleSplits - 1) / kBundleSplits;
+}
+
 // A thread's working memory.
 struct AttentionScratch {
-  std::vector<float> states, folded, head;
+  std::vector<float> states, bundle, folded, head;
+  LinesAhead lines_ahead;
 };
 
 class AttentionPlan {
@@ -93,19 +101,28 @@ class AttentionPlan {
 
   int64_t num_items() const { return static_cast<int64_t>(items_.size()); }
   const AttentionShape& shape() const { return shape_; }
+  // Whether threads have shares of the items, and rows are folded after all of them.
+  bool is_split() const { return is_split_; }
+  int64_t first_item(int share) const { return share_begin_[share]; }  // share <= num_threads
 
-  // Makes one row's queries of one KV head ready, and stores its new key and value. All units run
-  // before any item, in any order, on any thread.
+  // A unit is a row and KV head. Unless is_split: makes its queries ready, and stores its new key
+  // and value; all units run before any item, in any order, on any thread.
   int64_t num_units() const { return static_cast<int64_t>(rows_.size()) * shape_.num_kv_heads; }
   void prepare_unit(const AttentionLayer& layer, int64_t unit, AttentionScratch& scratch);
+  // Where is_split: the same for what a share's items need, by the thread that runs them.
+  void prepare_share(const AttentionLayer& layer, int share, AttentionScratch& scratch);
 
-  // Asks for the cache lines of an item of splits, so that they are near when it runs.
-  void prefetch_item(const AttentionLayer& layer, int64_t item) const;
+  // Asks for the first cache lines of a share, so that they are near when it runs.
+  void prefetch_share(const AttentionLayer& layer, int share) const;
   // Whether one of the item's rows is marked, [num_rows].
   bool has_row_of(int64_t item, const uint8_t* is_marked) const;
 
-  // Runs one item; every item runs once a layer, in any order, on any thread.
-  void run_item(const AttentionLayer& layer, int64_t item, AttentionScratch& scratch);
+  // Runs one item; every item runs once a layer, in any order, on any thread. Those behind it, up
+  // to `end`, are the thread's next. `share` is its share, 0 unless is_split.
+  void run_item(const AttentionLayer& layer, int64_t item, int64_t end, int share,
+                AttentionScratch& scratch);
+  // Writes the output of a unit's row and KV head, where is_split: after all items.
+  void fold_unit(const AttentionLayer& layer, int64_t unit, AttentionScratch& scratch);
 
   // Cache bytes that one layer's items read from memory, for measurements.
   int64_t kv_bytes(const AttentionShape& shape, CacheFormat format) const;
@@ -120,34 +137,51 @@ class AttentionPlan {
     int64_t limit;              // tokens attended to, 0 for none
     const int32_t* tail_table;  // null where all of them are shared
   };
-  // Rows begin .. end - 1, KV heads kv_begin .. kv_end - 1, split `split` of their source; kAll
-  // folds all splits in order.
+  // Rows begin .. end - 1, KV heads kv_begin .. kv_end - 1, splits of their source from first_split
+  // on, within a bundle; kAll stands for all splits in order.
   struct Item {
-    int32_t source, row_begin, row_end, kv_begin, kv_end, split;
+    int32_t source, row_begin, row_end, kv_begin, kv_end, first_split, end_split;
   };
   static constexpr int32_t kAll = -1;
+  enum Use : uint8_t { kQueries = 1, kStores = 2 };
 
   void reset(int64_t num_rows, const AttentionShape& shape, bool is_split);
-  void add_split_items(int32_t source, int32_t begin, int32_t end, int64_t split, bool by_head);
+  void add_split_items(int32_t source, int32_t begin, int32_t end, int64_t first, int64_t last);
+  void share_items(int num_shares);
+  void find_uses(int num_shares);
+  int64_t cost_of(const Item& item) const;
+  // Whether the item's splits are all that the row has of their bundle.
+  bool has_whole_bundle(const Item& item, int64_t row) const;
   void store_head(const AttentionLayer& layer, int64_t row, int64_t kv_head,
                   AttentionScratch& scratch) const;
   void load_query(const AttentionLayer& layer, int64_t row, int64_t head, float* out,
                   AttentionScratch& scratch) const;
   void write_out(const AttentionLayer& layer, int64_t row, int64_t head, const float* state) const;
-  void run_tiles(const AttentionLayer& layer, const Item& item, int64_t kv_head,
-                 AttentionScratch& scratch);
-  void finish_split(const AttentionLayer& layer, int64_t row, int64_t kv_head,
+  KvHead head_of(const AttentionLayer& layer, const int32_t* table, int64_t first_token,
+                 int64_t first_slot, int64_t kv_head) const;
+  TokensAhead tokens_of(const AttentionLayer& layer, const Item& item, int64_t split,
+                        int64_t kv_head) const;
+  void load_queries(const AttentionLayer& layer, int64_t unit, int share,
                     AttentionScratch& scratch);
+  void run_tiles(const AttentionLayer& layer, const Item& item, int64_t kv_head, int64_t split,
+                 const TokensAhead& ahead, int share, AttentionScratch& scratch);
+  void fold_all(const AttentionLayer& layer, Tile& tile, int64_t longest,
+                AttentionScratch& scratch) const;
+  void fold_bundle(int64_t row, int64_t head, int64_t bundle);
+  void fold_item(const Item& item);
 
   AttentionShape shape_{};
   std::vector<Source> sources_;
   std::vector<Row> rows_;
   std::vector<Item> items_;
-  int64_t max_splits_ = 0;
-  std::vector<float> queries_;                        // [num_rows, num_heads, padded(head_dim)]
-  std::vector<float> states_;                         // [num_rows, num_heads, max_splits] states
-  std::unique_ptr<std::atomic<int32_t>[]> num_done_;  // [num_rows, num_kv_heads] splits
-  int64_t num_counters_ = 0;
+  std::vector<int64_t> share_begin_;
+  bool is_split_ = false;
+  int64_t max_splits_ = 0, max_bundles_ = 0;
+  std::vector<float> queries_;       // [num_shares, num_rows, num_heads, padded(head_dim)]
+  std::vector<uint8_t> uses_;        // [num_shares, num_units]: kQueries, and kStores for one share
+  std::vector<float> states_;        // [num_rows, num_heads, max_splits] states
+  std::vector<float> bundles_;       // [num_rows, num_heads, max_bundles] states
+  std::vector<uint8_t> is_bundled_;  // [num_rows, max_bundles]: an item folds the whole bundle
 };
 
 }  // namespace stagebeam::cpu

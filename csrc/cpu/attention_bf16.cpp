@@ -35,6 +35,7 @@ constexpr int kVectors = 4;                // of a tile's line
 constexpr int kWidth = kVectors * kLanes;  // tokens of a key tile, elements of a value tile
 constexpr int kPairs = kSplitTokens / 2;   // lines of a tile
 constexpr int kRowsAtOnce = 6;             // times kVectors sums fill the registers
+constexpr int kLinesAPair = 2;
 static_assert(kWidth == kSplitTokens && kMaxTileQueries <= 64);
 
 struct alignas(64) PairTile {
@@ -77,12 +78,57 @@ inline void transpose(__m512i (&r)[16]) {
   STAGEBEAM_UNROLL for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
+// Asks for cache lines that are read later, a few at a time: of a burst most are dropped.
+class Prefetcher {
+ public:
+  Prefetcher(const KvLayout& layout, const TokensAhead& tokens, LinesAhead* lines)
+      : layout_(layout), tokens_(tokens), lines_(lines), left_(tokens.end - tokens.begin) {
+    const int64_t token = tokens.begin - tokens.head.first_token;
+    block_ = tokens.head.table == nullptr || left_ <= 0 ? 0 : token / layout.block_size;
+    offset_ = token - block_ * layout.block_size;
+  }
+  // The next `count` lines of keys, and of values.
+  void ask(int64_t count) {
+    const KvHead& head = tokens_.head;
+    for (; count > 0 && left_ > 0; --count) {
+      const int64_t slot = head.table == nullptr ? 0 : head.table[block_];
+      const int64_t at = slot * layout_.block_stride + offset_ * layout_.token_stride + element_;
+      _mm_prefetch(static_cast<const Bfloat16*>(head.keys) + at, _MM_HINT_T1);
+      _mm_prefetch(static_cast<const Bfloat16*>(head.values) + at, _MM_HINT_T1);
+      element_ += kLine / int64_t{sizeof(Bfloat16)};
+      if (element_ < layout_.head_dim) continue;
+      element_ = 0;
+      --left_;
+      if (++offset_ == layout_.block_size && head.table != nullptr) {
+        ++block_;
+        offset_ = 0;
+      }
+    }
+  }
+  // `count` lines that the caller asks for; null where there are no more.
+  const std::byte* take_lines(int64_t count) {
+    if (lines_ == nullptr || lines_->end - lines_->next < count * kLine) return nullptr;
+    const std::byte* next = lines_->next;
+    lines_->next += count * kLine;
+    return next;
+  }
+
+  static constexpr int64_t kLine = 64;
+
+ private:
+  const KvLayout& layout_;
+  const TokensAhead& tokens_;
+  LinesAhead* lines_;
+  int64_t left_, block_, offset_, element_ = 0;
+};
+
 // Line p of the tile: elements 2 * p and 2 * p + 1, from `first` on, of each token's key.
 void fill_keys(const Bfloat16* const* rows, int64_t count, int64_t first, int64_t head_dim,
-               PairTile& tile) {
+               PairTile& tile, Prefetcher& ahead) {
   for (int64_t token = 0; token < count; token += kLanes) {
     for (int64_t p = 0; p < kPairs && first + 2 * p < head_dim; p += kLanes) {
       __m512i words[16];
+      ahead.ask(8);
       STAGEBEAM_UNROLL for (int i = 0; i < 16; ++i) {
         const Bfloat16* row = rows[std::min(token + i, count - 1)];
         words[i] = load_halves(row + first + 2 * p, head_dim - first - 2 * p);
@@ -97,10 +143,11 @@ void fill_keys(const Bfloat16* const* rows, int64_t count, int64_t first, int64_
 
 // Line p of the tile: tokens 2 * p and 2 * p + 1 of elements first .. first + 63.
 void fill_values(const Bfloat16* const* rows, int64_t count, int64_t first, int64_t head_dim,
-                 PairTile& tile) {
+                 PairTile& tile, Prefetcher& ahead) {
   const __m512i low_order = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
   const __m512i high_order = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
   for (int64_t p = 0; 2 * p < count; ++p) {
+    if (p % 2 == 0) ahead.ask(2);
     for (int64_t d = 0; d < kWidth && first + d < head_dim; d += 32) {
       const int64_t left = head_dim - first - d;
       const __m512i even = load_halves(rows[2 * p] + first + d, left);
@@ -117,10 +164,10 @@ void fill_values(const Bfloat16* const* rows, int64_t count, int64_t first, int6
 }
 
 // outs[r] [V vectors] = rows[r]'s pairs times the tile's first `pairs` lines, added to what is
-// there unless is_first.
+// there unless is_first. Meanwhile asks for kLinesAPair lines a pair from `lines` on.
 template <int R, int V>
 void multiply_pairs(const uint32_t* const* rows, const PairTile& tile, int64_t pairs, bool is_first,
-                    float* const* outs) {
+                    float* const* outs, const std::byte* lines) {
   __m512 sums[R][V];
   STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
     STAGEBEAM_UNROLL for (int v = 0; v < V; ++v) {
@@ -130,6 +177,9 @@ void multiply_pairs(const uint32_t* const* rows, const PairTile& tile, int64_t p
   const uint32_t* x[R];
   STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) x[r] = rows[r];
   for (int64_t p = 0; p < pairs; ++p) {
+    for (int i = 0; i < kLinesAPair; ++i, lines += Prefetcher::kLine) {
+      _mm_prefetch(lines, _MM_HINT_T1);
+    }
     __m512bh line[V];
     STAGEBEAM_UNROLL for (int v = 0; v < V; ++v) {
       line[v] = (__m512bh)_mm512_load_si512(&tile.lines[p][v * kLanes]);
@@ -147,7 +197,7 @@ void multiply_pairs(const uint32_t* const* rows, const PairTile& tile, int64_t p
 }
 
 using PairsFunction = void (*)(const uint32_t* const*, const PairTile&, int64_t, bool,
-                               float* const*);
+                               float* const*, const std::byte*);
 template <int... R>
 constexpr auto pairs_table(std::integer_sequence<int, R...>) {
   struct Table {
@@ -159,12 +209,15 @@ constexpr auto pairs_table(std::integer_sequence<int, R...>) {
 constexpr auto kPairsTable = pairs_table(std::make_integer_sequence<int, kRowsAtOnce>{});
 
 void multiply_all(const uint32_t* const* rows, int64_t num_rows, const PairTile& tile,
-                  int64_t pairs, int64_t width, bool is_first, float* const* outs) {
+                  int64_t pairs, int64_t width, bool is_first, float* const* outs,
+                  Prefetcher& ahead) {
   const int64_t vectors = (width + kLanes - 1) / kLanes;
   const int64_t pieces = (num_rows + kRowsAtOnce - 1) / kRowsAtOnce;
   for (int64_t piece = 0, row = 0; piece < pieces; ++piece) {
     const int64_t count = (num_rows - row) / (pieces - piece);
-    kPairsTable.run[count - 1][vectors - 1](rows + row, tile, pairs, is_first, outs + row);
+    const std::byte* lines = ahead.take_lines(pairs * kLinesAPair);
+    if (lines == nullptr) lines = reinterpret_cast<const std::byte*>(&tile);  // near already
+    kPairsTable.run[count - 1][vectors - 1](rows + row, tile, pairs, is_first, outs + row, lines);
     row += count;
   }
 }
@@ -230,7 +283,7 @@ struct Rows {
 
 // All queries of which attend to the same `count` rows.
 void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin, int64_t count,
-                 const Query* queries, int64_t num_queries) {
+                 const Query* queries, int64_t num_queries, Prefetcher& ahead) {
   if (count == 0) {
     for (int64_t q = 0; q < num_queries; ++q) {
       std::fill_n(queries[q].state, state_size(layout.head_dim), 0.0f);
@@ -249,7 +302,7 @@ void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin, int64_
     targets[q] = scores[q];
   }
   for (int64_t first = 0; first < head_dim; first += kWidth) {
-    fill_keys(rows.keys, count, first, head_dim, tile);
+    fill_keys(rows.keys, count, first, head_dim, tile, ahead);
     const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
     for (int64_t q = 0; q < num_queries; ++q) {
       const float* query = queries[q].query + first;
@@ -263,13 +316,14 @@ void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin, int64_
         _mm512_store_si512(&pairs[q][d / 2], to_pairs(rest, rest + kLanes));
       }
     }
-    multiply_all(sources, num_queries, tile, (width + 1) / 2, count, first == 0, targets);
+    multiply_all(sources, num_queries, tile, (width + 1) / 2, count, first == 0, targets, ahead);
   }
   for (int64_t q = 0; q < num_queries; ++q) {
     float* tail = queries[q].state + padded(head_dim);
     const int64_t seen = std::clamp<int64_t>(queries[q].limit - begin, 0, count);
     if (seen > 0) {
       to_weights(scores[q], seen, pairs[q], tail, tail + 1);
+      ahead.ask(12);
     } else {
       std::fill_n(pairs[q], kPairs, 0);
       tail[0] = -std::numeric_limits<float>::infinity();
@@ -277,13 +331,13 @@ void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin, int64_
     }
   }
   for (int64_t first = 0; first < head_dim; first += kWidth) {
-    fill_values(rows.values, count, first, head_dim, tile);
+    fill_values(rows.values, count, first, head_dim, tile, ahead);
     const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
     const bool is_direct = width % kLanes == 0;
     for (int64_t q = 0; q < num_queries; ++q) {
       targets[q] = is_direct ? queries[q].state + first : scores[q];
     }
-    multiply_all(sources, num_queries, tile, (count + 1) / 2, width, true, targets);
+    multiply_all(sources, num_queries, tile, (count + 1) / 2, width, true, targets, ahead);
     for (int64_t q = 0; q < num_queries && !is_direct; ++q) {
       std::copy_n(scores[q], padded(head_dim) - first, queries[q].state + first);
     }
@@ -294,13 +348,14 @@ void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin, int64_
 
 void attend_bf16_pairs(const Tile& tile) {
   Rows rows;
+  Prefetcher ahead(*tile.layout, tile.ahead, tile.lines_ahead);
   const int64_t shared_end = std::min(tile.end, tile.shared_end);
   if (tile.begin < shared_end) {
     rows.find(*tile.layout, *tile.shared, tile.begin, shared_end, tile.begin);
   }
   if (tile.end <= tile.shared_end) {
     attend_rows(*tile.layout, rows, tile.begin, tile.end - tile.begin, tile.queries,
-                tile.num_queries);
+                tile.num_queries, ahead);
     return;
   }
   // Runs of queries with one tail, behind the shared tokens.
@@ -313,7 +368,7 @@ void attend_bf16_pairs(const Tile& tile) {
       rows.find(*tile.layout, *query.tail, tail_begin, end, tile.begin);
     }
     attend_rows(*tile.layout, rows, tile.begin, std::max<int64_t>(end - tile.begin, 0), &query,
-                next - q);
+                next - q, ahead);
   }
 }
 

@@ -1,4 +1,4 @@
-// Bodies of `attend` and `fold_states`; included like simd8.h.
+// Bodies of `attend`, `bundle_states` and `fold_states`; included like simd8.h.
 
 // Rows of the cache that hold tokens t .. t + 7 of one head; past `end` the last one repeats, so
 // that every score is made by the same instructions.
@@ -248,6 +248,31 @@ void attend(const Tile& tile) {
     case CacheFormat::kFloat16:
       return attend_format<Float16>(tile);
   }
+}
+
+void bundle_states(const float* states, int64_t num_states, int64_t head_dim, float* into) {
+  const int64_t width = padded(head_dim), stride = state_size(head_dim);
+  const float* kept[kBundleSplits];
+  int64_t count = 0;
+  float largest = -std::numeric_limits<float>::infinity();
+  for (int64_t s = 0; s < num_states; ++s) {
+    const float* state = states + s * stride;
+    if (state[width + 1] == 0) continue;
+    kept[count++] = state;
+    largest = std::max(largest, state[width]);
+  }
+  Lanes factors{};
+  for (int64_t i = 0; i < count; ++i) factors[i] = kept[i][width] - largest;
+  factors = exponential(factors);
+  for (int64_t d = 0; d < width; d += kLanes) {
+    Lanes sum{};
+    for (int64_t i = 0; i < count; ++i) sum += splat(factors[i]) * load(kept[i] + d);
+    store(into + d, sum);
+  }
+  float total = 0;
+  for (int64_t i = 0; i < count; ++i) total += factors[i] * kept[i][width + 1];
+  into[width] = largest;
+  into[width + 1] = total;
 }
 
 void fold_states(const float* states, int64_t num_states, int64_t head_dim, float* into) {

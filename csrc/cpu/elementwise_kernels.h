@@ -97,8 +97,12 @@ double exp_sum(const float* x, int64_t count, float largest, float temperature) 
   const Lanes top = splat(largest), scale = splat(temperature);
   double total = 0;
   for (int64_t begin = 0; begin < count; begin += kPart) {
-    total += sum_of(x + begin, std::min(kPart, count - begin),
-                    [&](Lanes v) { return exponential((v - top) / scale); });
+    const int64_t part = std::min(kPart, count - begin);
+    if (temperature == 1) {  // a division takes as long as the rest
+      total += sum_of(x + begin, part, [&](Lanes v) { return exponential(v - top); });
+    } else {
+      total += sum_of(x + begin, part, [&](Lanes v) { return exponential((v - top) / scale); });
+    }
   }
   return total;
 }
@@ -113,6 +117,13 @@ void log_sum_exp(const float* x, int64_t count, float* largest, int64_t* place, 
   }
   for (; i < count; ++i) top = std::max(top, x[i]);
   int64_t at = 0;
+  auto has_top = [&](const float* p) {
+    const Ints same = load(p) == splat(top);
+    int32_t any = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) any |= same[lane];
+    return any != 0;
+  };
+  while (at + kLanes <= count && !has_top(x + at)) at += kLanes;
   while (at < count - 1 && !(x[at] == top)) ++at;
   *largest = top;
   *place = at;

@@ -99,10 +99,13 @@ void quantize_row(const float* x, int64_t count, std::byte* memory, int64_t row)
   const float factor = kIsInt4 ? 1.0f / kInt4Factor : 1.0f;
   const int64_t num_groups = (count + kGroupSize - 1) / kGroupSize;
   for (int64_t g = 0; g < num_groups; ++g) {
-    float group[kGroupSize] = {};
+    const float* group = x + g * kGroupSize;
+    float padded[kGroupSize] = {};
     const int64_t left = count - g * kGroupSize;
-    std::memcpy(group, x + g * kGroupSize,
-                sizeof(float) * static_cast<size_t>(left < kGroupSize ? left : kGroupSize));
+    if (left < kGroupSize) {
+      std::memcpy(padded, group, sizeof(float) * static_cast<size_t>(left));
+      group = padded;
+    }
     int32_t most_bits = 0;  // magnitudes order as their bits do, infinities and NaN last
     for (int i = 0; i < kGroupSize; ++i) {
       int32_t bits;
@@ -240,11 +243,13 @@ void multiply_rounded(const LinearTask& task, int64_t first, int64_t end) {
                  task.integers + piece * piece_bytes, r);
       }
     }
+    if (rows <= kMost) ask_for_out(task, row, rows, first);
     for (int64_t panel = first; panel < end; panel += step) {
+      if (rows <= kMost && panel + step < end) ask_for_out(task, row, rows, panel + step);
       for (int64_t piece = 0, at = 0; piece < pieces; ++piece) {
         const int64_t count = (rows - at) / (pieces - piece);
         for (int64_t p = 0; p < step; ++p) {
-          kIntegerTable<S, kFormat>.run[count - 1](task.panels + (panel + p) * task.panel_bytes,
+          kIntegerTable<S, kFormat>.run[count - 1](task.panel(panel + p),
                                                    task.integers + piece * piece_bytes, groups,
                                                    task.sums + p * kPanelRows, step * kPanelRows);
         }

@@ -4,6 +4,7 @@
 // float32. Invariant: what a row gets does not depend on the rows beside it, nor on the thread.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "numbers.h"
@@ -54,6 +55,23 @@ struct Query {
 
 constexpr int64_t kMaxTileQueries = 64;
 constexpr int64_t kSplitTokens = 64;  // attention is summed in splits that start at its multiples
+// Splits become one state in bundles of this many, and these are folded in order: a bundle that one
+// thread has leaves one state for the others to read.
+constexpr int64_t kBundleSplits = 4;
+
+// Tokens begin .. end - 1 of a head, which the same thread reads next: their cache lines may be
+// asked for meanwhile. No tokens for none.
+struct TokensAhead {
+  KvHead head;
+  int64_t begin, end;
+};
+
+// Memory that a thread reads after its attention, which leaves much of the bandwidth idle. `next`
+// moves on with what has been asked for.
+struct LinesAhead {
+  const std::byte* next = nullptr;
+  const std::byte* end = nullptr;
+};
 
 // Attention of some queries over one split of tokens.
 //   begin, end: the split, end - begin <= kSplitTokens
@@ -65,8 +83,10 @@ struct Tile {
   int64_t begin;
   int64_t end;
   int64_t shared_end;
-  const Query* queries;
+  Query* queries;
   int64_t num_queries;  // at most kMaxTileQueries
+  TokensAhead ahead;
+  LinesAhead* lines_ahead;  // null for none
 };
 
 // A state without a single key is zeros, -inf, 0.
@@ -92,6 +112,8 @@ struct Kernels {
   // out[d] = x[d] * scale for d < cols, zeros up to padded(cols)
   void (*scale_padded)(const float* x, float scale, int64_t cols, float* out);
   void (*attend)(const Tile& tile);
+  // The state of at most kBundleSplits states that lie side by side.
+  void (*bundle_states)(const float* states, int64_t num_states, int64_t head_dim, float* into);
   // Folds num_states states that lie side by side into the state `into`, one after the other.
   void (*fold_states)(const float* states, int64_t num_states, int64_t head_dim, float* into);
   // Writes one head's vector to a cache; int8 writes its scale too.

@@ -1,5 +1,6 @@
 #include "linear.h"
 
+#include <algorithm>
 #include <cassert>
 #include <memory>
 #include <vector>
@@ -79,32 +80,34 @@ void linear_part(const PackedMatrix& weights, ConstRows x, int64_t num_rows, Row
   assert(is_gate_up == (epilogue.kind == Epilogue::Kind::kSiluMul));
   assert(part >= 0 && part < parts);
   if (num_rows <= 0) return;
-  // A part takes whole panels, in pairs where gate and up belong together.
-  const int64_t unit = is_gate_up ? 2 : 1;
-  const int64_t num_units = weights.num_panels() / unit;
-  const int64_t first = num_units * part / parts * unit;
-  const int64_t end = num_units * (part + 1) / parts * unit;
+  const int64_t first = weights.first_panel(part, parts);
+  const int64_t end = weights.first_panel(part + 1, parts);
   if (first == end) return;
   Scratch& memory = scratch();
   const int64_t in_features = weights.in_features();
   const WeightFormat format = weights.format();
   const auto rounded =
       weights.rounds_activations() && in_features > 0 ? rounded_function(format) : nullptr;
-  const kernels::LinearTask task{
-      weights.panel(0),
-      static_cast<int64_t>(weights.panel_bytes()),
-      in_features,
-      weights.out_features() / unit,
-      x,
-      num_rows,
-      out,
-      epilogue,
-      memory.sums,
-      memory.tile,
-      rounded == nullptr ? nullptr
-                         : rounded_scratch(kernels::rounded_bytes(format, num_rows, in_features))};
   const auto multiply = rounded != nullptr ? rounded : multiply_function();
-  multiply(task, format, first, end);
+  for (const PackedMatrix::Run& run : weights.runs()) {
+    const int64_t run_first = std::max(first, run.first), run_end = std::min(end, run.end);
+    if (run_first >= run_end) continue;
+    const kernels::LinearTask task{run.data,
+                                   run.first,
+                                   static_cast<int64_t>(weights.panel_bytes()),
+                                   in_features,
+                                   weights.out_features() / (is_gate_up ? 2 : 1),
+                                   x,
+                                   num_rows,
+                                   out,
+                                   epilogue,
+                                   memory.sums,
+                                   memory.tile,
+                                   rounded == nullptr ? nullptr
+                                                      : rounded_scratch(kernels::rounded_bytes(
+                                                            format, num_rows, in_features))};
+    multiply(task, format, run_first, run_end);
+  }
 }
 
 }  // namespace stagebeam

@@ -27,6 +27,9 @@ namespace {
 
 using S = SimdBf16;
 constexpr int kBlockPairs = kSumBlock / 2;  // of K that stay in the nearest cache for many rows
+// Up to this many rows are bound by the reading of weights: one panel after the other is one
+// stream.
+constexpr int64_t kMostStreamed = 8;
 
 // out [R, P panels] = x [R, pairs] times P panels `stride` bytes apart; added to what is there
 // unless is_first.
@@ -99,14 +102,13 @@ void multiply_panels(const LinearTask& task, const uint32_t* x, int64_t x_stride
     const int64_t count = pairs - k < block ? pairs - k : block;
     for (int64_t piece = 0, row = 0; piece < pieces; ++piece) {
       const int some = static_cast<int>((rows - row) / (pieces - piece));
-      const int widest = panels_at_once<S>(some);
+      const int widest = rows <= kMostStreamed ? 1 : panels_at_once<S>(some);
       for (int64_t p = 0; p < panels;) {
         const int64_t left = panels - p;
         const int log = widest >= 4 && left >= 4 ? 2 : widest >= 2 && left >= 2 ? 1 : 0;
-        kPairsTable.run[some - 1][log](
-            task.panels + (panel + p) * task.panel_bytes + k * kLineBytes, task.panel_bytes,
-            x + row * x_stride + k, x_stride, count, k == 0,
-            task.sums + row * sum_stride + p * kPanelRows, sum_stride);
+        kPairsTable.run[some - 1][log](task.panel(panel + p) + k * kLineBytes, task.panel_bytes,
+                                       x + row * x_stride + k, x_stride, count, k == 0,
+                                       task.sums + row * sum_stride + p * kPanelRows, sum_stride);
         p += int64_t{1} << log;
       }
       row += some;
@@ -127,6 +129,9 @@ void multiply_rounded_bf16(const LinearTask& task, WeightFormat, int64_t first, 
     }
     for (int64_t panel = first; panel < end; panel += step) {
       const int64_t panels = end - panel < step ? end - panel : step;
+      for (int64_t p = 0; p < panels && rows <= kMostStreamed; ++p) {
+        ask_for_out(task, row, rows, panel + p);
+      }
       multiply_panels(task, x, x_stride, rows, panel, panels, sum_stride);
       finish_panels<S>(task, row, rows, panel, panels, sum_stride);
     }

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "linear_tables.h"
+#include "prefetch.h"
 
 // Sums in arrays live in registers only where every loop over them is unrolled.
 #if defined(__clang__)
@@ -306,6 +307,14 @@ void finish(const LinearTask& task, const float* sums, int64_t row, int64_t colu
   for (int i = 0; i < columns; ++i) out[i] = buffer[i];
 }
 
+// Asks for a panel's columns of `out` before they are written.
+STAGEBEAM_INLINE inline void ask_for_out(const LinearTask& task, int64_t row, int64_t rows,
+                                         int64_t panel) {
+  const int64_t unit = task.epilogue.kind == Epilogue::Kind::kSiluMul ? 2 : 1;
+  const float* out = task.out.data + row * task.out.stride + panel / unit * kPanelRows;
+  for (int64_t r = 0; r < rows; ++r) ask_to_write(out + r * task.out.stride);
+}
+
 // The same for rows row .. row + rows - 1 of `panels` panels from `panel` on, from task.sums.
 template <typename S>
 void finish_panels(const LinearTask& task, int64_t row, int64_t rows, int64_t panel, int64_t panels,
@@ -337,8 +346,7 @@ void multiply(const LinearTask& task, int64_t first, int64_t end) {
       for (int64_t k = 0; k == 0 || k < task.in_features; k += kSumBlock) {
         const int64_t left = task.in_features - k;
         const int count = static_cast<int>(left < kSumBlock ? left : kSumBlock);
-        const std::byte* source =
-            task.panels + panel * task.panel_bytes + k / kLayout.block_k * kLayout.block_bytes();
+        const std::byte* source = task.panel(panel) + k / kLayout.block_k * kLayout.block_bytes();
         if (is_unpacked) {
           for (int64_t p = 0; p < panels; ++p) {
             unpack_block<S, kFormat>(source + p * task.panel_bytes, count,

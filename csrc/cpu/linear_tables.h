@@ -19,7 +19,8 @@ inline constexpr int64_t kTileSize = 2 * kSumBlock * kPanelRows;
 inline constexpr int64_t kIntegerRows = 128;
 
 struct LinearTask {
-  const std::byte* panels;
+  const std::byte* panels;  // panel `first_panel` and those behind it
+  int64_t first_panel;
   int64_t panel_bytes;
   int64_t in_features;
   int64_t out_columns;  // of `out`: half of the rows of a gate-up matrix
@@ -30,6 +31,10 @@ struct LinearTask {
   float* sums;          // [kMaxSums], 64-byte aligned
   float* tile;          // [kTileSize], 64-byte aligned
   std::byte* integers;  // of rounded rows: rounded_bytes(), 64-byte aligned
+
+  const std::byte* panel(int64_t index) const {
+    return panels + (index - first_panel) * panel_bytes;
+  }
 };
 
 // Panels first .. end - 1 of the product.

@@ -126,7 +126,7 @@ WeightFormat parse_weight_format(const char* name) {
 }
 
 PackedMatrix::PackedMatrix(int64_t out_features, int64_t in_features, WeightFormat format,
-                           RowOrder order, Activations activations)
+                           RowOrder order, Activations activations, WeightStreams* streams)
     : out_features_(out_features),
       in_features_(in_features),
       format_(format),
@@ -145,11 +145,21 @@ PackedMatrix::PackedMatrix(int64_t out_features, int64_t in_features, WeightForm
   num_panels_ = order == RowOrder::kGateUp ? 2 * ceil_div(out_features / 2, kPanelRows)
                                            : ceil_div(out_features, kPanelRows);
   panel_bytes_ = ceil_div(in_features, layout.block_k) * layout.block_bytes();
-  data_ = static_cast<std::byte*>(allocate_zeroed(num_bytes()));
+  if (streams == nullptr) {
+    runs_.push_back({0, num_panels_, nullptr});
+    runs_.front().data = static_cast<std::byte*>(allocate_zeroed(num_bytes()));
+    owns_memory_ = true;
+    return;
+  }
+  const int shares = streams->num_streams();
+  for (int share = 0; share < shares; ++share) {
+    const int64_t first = first_panel(share, shares), end = first_panel(share + 1, shares);
+    runs_.push_back({first, end, streams->allocate(share, (end - first) * panel_bytes_)});
+  }
 }
 
 PackedMatrix::~PackedMatrix() {
-  release(data_, num_bytes());
+  if (owns_memory_) release(runs_.front().data, num_bytes());
 }
 
 void PackedMatrix::swap(PackedMatrix& other) noexcept {
@@ -160,7 +170,8 @@ void PackedMatrix::swap(PackedMatrix& other) noexcept {
   std::swap(activations_, other.activations_);
   std::swap(num_panels_, other.num_panels_);
   std::swap(panel_bytes_, other.panel_bytes_);
-  std::swap(data_, other.data_);
+  std::swap(runs_, other.runs_);
+  std::swap(owns_memory_, other.owns_memory_);
 }
 
 PackedMatrix::Place PackedMatrix::place(int64_t row) const {
@@ -171,7 +182,17 @@ PackedMatrix::Place PackedMatrix::place(int64_t row) const {
     if (is_up) row -= half;
     panel = row / kPanelRows * 2 + is_up;
   }
-  return {data_ + panel * panel_bytes_, static_cast<int>(row % kPanelRows)};
+  return {panel_at(panel), static_cast<int>(row % kPanelRows)};
+}
+
+std::byte* PackedMatrix::panel_at(int64_t panel) const {
+  auto run = runs_.begin();
+  while (run + 1 != runs_.end() && panel >= run->end) ++run;
+  return run->data + (panel - run->first) * panel_bytes_;
+}
+
+const std::byte* PackedMatrix::share(int64_t share, int64_t shares) const {
+  return panel_at(first_panel(share, shares));
 }
 
 void PackedMatrix::check_rows(int64_t first_row, int64_t num_rows) const {

@@ -8,6 +8,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
+
+#include "weight_streams.h"
 
 namespace stagebeam {
 
@@ -70,10 +73,12 @@ constexpr PanelLayout panel_layout(WeightFormat format) {
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  // All weights zero. Throws std::invalid_argument for negative sizes or an odd number of rows in
-  // kGateUp order, std::bad_alloc.
+  // All weights zero. With `streams`, which must outlive the matrix, share i of the panels is in
+  // stream i. Throws std::invalid_argument for negative sizes or an odd number of rows in kGateUp
+  // order, std::bad_alloc.
   PackedMatrix(int64_t out_features, int64_t in_features, WeightFormat format,
-               RowOrder order = RowOrder::kPlain, Activations activations = Activations::kRounded);
+               RowOrder order = RowOrder::kPlain, Activations activations = Activations::kRounded,
+               WeightStreams* streams = nullptr);
   ~PackedMatrix();
   PackedMatrix(PackedMatrix&& other) noexcept { swap(other); }
   PackedMatrix& operator=(PackedMatrix&& other) noexcept {
@@ -102,7 +107,19 @@ class PackedMatrix {
   int64_t num_panels() const { return num_panels_; }
   size_t panel_bytes() const { return panel_bytes_; }
   size_t num_bytes() const { return num_panels_ * panel_bytes_; }
-  const std::byte* panel(int64_t index) const { return data_ + index * panel_bytes_; }
+  // The first panel of share `share` of `shares`; gate and up panels stay together.
+  int64_t first_panel(int64_t share, int64_t shares) const {
+    const int64_t unit = order_ == RowOrder::kGateUp ? 2 : 1;
+    return num_panels_ / unit * share / shares * unit;
+  }
+  // Panels that lie behind each other, `data` that of panel `first`.
+  struct Run {
+    int64_t first, end;
+    std::byte* data;
+  };
+  const std::vector<Run>& runs() const { return runs_; }
+  // Where the first panel of a share is.
+  const std::byte* share(int64_t share, int64_t shares) const;
 
  private:
   struct Place {
@@ -110,6 +127,7 @@ class PackedMatrix {
     int lane;
   };
   Place place(int64_t row) const;
+  std::byte* panel_at(int64_t panel) const;
   void check_rows(int64_t first_row, int64_t num_rows) const;
   void swap(PackedMatrix& other) noexcept;
 
@@ -120,7 +138,8 @@ class PackedMatrix {
   Activations activations_ = Activations::kRounded;
   int64_t num_panels_ = 0;
   size_t panel_bytes_ = 0;
-  std::byte* data_ = nullptr;
+  std::vector<Run> runs_;
+  bool owns_memory_ = false;
 };
 
 }  // namespace stagebeam

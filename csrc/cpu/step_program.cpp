@@ -9,6 +9,8 @@ namespace stagebeam::cpu {
 namespace {
 
 constexpr int64_t kPrivateRows = 32;  // rows whose norm each thread computes for itself
+// Weights that attention asks for while it computes: they wait in the second cache.
+constexpr int64_t kBytesAhead = 384 << 10;
 
 template <typename T>
 void grow(std::vector<T>& values, int64_t size) {
@@ -35,13 +37,17 @@ void StepProgram::RowSets::add(RowSet rows, int64_t row) {
 }
 
 StepProgram::StepProgram(const ProgramShape& shape, std::shared_ptr<ThreadPool> pool)
-    : shape_(shape), pool_(std::move(pool)), workers_(pool_->num_threads()) {
+    : shape_(shape),
+      pool_(std::move(pool)),
+      streams_(pool_->num_threads()),
+      workers_(pool_->num_threads()) {
   wide_width_ = 1;
 }
 
 int64_t StepProgram::add_matrix(int64_t out_features, int64_t in_features, WeightFormat format,
                                 RowOrder order) {
-  matrices_.emplace_back(out_features, in_features, format, order);
+  matrices_.emplace_back(out_features, in_features, format, order, Activations::kRounded,
+                         &streams_);
   return static_cast<int64_t>(matrices_.size()) - 1;
 }
 
@@ -75,7 +81,7 @@ void StepProgram::set_ends(int64_t embedding, int64_t final_norm, int64_t head) 
   embedding_ = embedding;
   final_norm_ = final_norm;
   head_ = head;
-  next_item_ = std::make_unique<std::atomic<int64_t>[]>(ops_.size() + 1);
+  next_item_ = std::make_unique<std::atomic<int64_t>[]>(ops_.size());
 }
 
 void StepProgram::bind_caches(std::vector<KvCache> self, std::vector<KvCache> cross) {
@@ -152,7 +158,7 @@ void StepProgram::prepare(const Pass& pass) {
     grow(logits_, pass.num_rows * matrices_[head_].out_features());
     grow(summaries_, pass.num_rows * num_logit_chunks(shape_.vocab_size));
   }
-  for (size_t i = 0; i <= ops_.size(); ++i) next_item_[i].store(0, std::memory_order_relaxed);
+  for (size_t i = 0; i < ops_.size(); ++i) next_item_[i].store(0, std::memory_order_relaxed);
   last_kv_bytes_ = num_self_ * self_plan_.kv_bytes(shape, self_caches_.front().format);
 }
 
@@ -270,17 +276,38 @@ void StepProgram::run_self_attention(const Op& op, const Pass& pass, int part, i
 void StepProgram::attend(AttentionPlan& plan, const AttentionLayer& layer, int part, int parts,
                          size_t index) {
   AttentionScratch& scratch = workers_[part].attention;
-  plan.prefetch_item(layer, part);
-  for (int64_t unit = part; unit < plan.num_units(); unit += parts) {
-    plan.prepare_unit(layer, unit, scratch);
+  const bool is_few = is_for_outputs(index);
+  auto run_item = [&](int64_t item, int64_t end) {
+    if (is_few && !plan.has_row_of(item, is_output_.data())) return;
+    plan.run_item(layer, item, end, plan.is_split() ? part : 0, scratch);
+  };
+  if (!plan.is_split()) {
+    for (int64_t unit = part; unit < plan.num_units(); unit += parts) {
+      plan.prepare_unit(layer, unit, scratch);
+    }
+    pool_->barrier();
+    const int64_t num_items = plan.num_items();
+    std::atomic<int64_t>& taken = next_item_[index];
+    for (int64_t item = part; item < num_items;
+         item = parts + taken.fetch_add(1, std::memory_order_relaxed)) {
+      run_item(item, item + 1);
+    }
+    return;
   }
+  const int64_t begin = plan.first_item(part), end = plan.first_item(part + 1);
+  plan.prefetch_share(layer, part);
+  plan.prepare_share(layer, part, scratch);
+  scratch.lines_ahead = {};
+  if (index + 1 < ops_.size() && ops_[index + 1].matrix >= 0) {
+    // What the thread reads next is one stream from its share of the next matrix on.
+    const std::byte* next = matrices_[ops_[index + 1].matrix].share(part, parts);
+    if (next != nullptr) scratch.lines_ahead = {next, next + kBytesAhead};
+  }
+  for (int64_t item = begin; item < end; ++item) run_item(item, end);
   pool_->barrier();
-  const int64_t num_items = plan.num_items();
-  for (int64_t item = part; item < num_items;
-       item = parts + next_item_[index].fetch_add(1, std::memory_order_relaxed)) {
-    if (is_for_outputs(index) && !plan.has_row_of(item, is_output_.data())) continue;
-    plan.prefetch_item(layer, item + parts);  // most likely this thread's next
-    plan.run_item(layer, item, scratch);
+  for (int64_t unit = part; unit < plan.num_units(); unit += parts) {
+    if (is_few && is_output_[unit / shape_.num_kv_heads] == 0) continue;
+    plan.fold_unit(layer, unit, scratch);
   }
 }
 
@@ -306,18 +333,39 @@ void StepProgram::finish(const Pass& pass, int part, int parts) {
   if (pass.sampling == nullptr) return;
   const float* x = normed(stream_.data(), final_norm_, row_sets_.all.front(), part, parts);
   // A tied head is the embedding's first vocab_size rows; rows after them are not sampled.
-  const int64_t stride = matrices_[head_].out_features();
-  linear_part(matrices_[head_], {x, width}, pass.num_rows, {logits_.data(), stride}, part, parts);
-  pool_->barrier();
-  const int64_t num_chunks = num_logit_chunks(vocab_size);
-  std::atomic<int64_t>& next = next_item_[ops_.size()];
-  for (int64_t i;
-       (i = next.fetch_add(1, std::memory_order_relaxed)) < pass.num_rows * num_chunks;) {
-    const int64_t row = i / num_chunks, begin = i % num_chunks * kLogitChunk;
-    summaries_[i] =
-        summarize(&logits_[row * stride + begin], std::min(kLogitChunk, vocab_size - begin));
+  const PackedMatrix& head = matrices_[head_];
+  const int64_t stride = head.out_features(), num_chunks = num_logit_chunks(vocab_size);
+  linear_part(head, {x, width}, pass.num_rows, {logits_.data(), stride}, part, parts);
+  auto sum_up = [&](int64_t chunk) {
+    const int64_t begin = chunk * kLogitChunk, count = std::min(kLogitChunk, vocab_size - begin);
+    for (int64_t r = 0; r < pass.num_rows; ++r) {
+      summaries_[r * num_chunks + chunk] = summarize(&logits_[r * stride + begin], count);
+    }
+  };
+  // Whose share of the head holds a whole chunk of logits; -1 where it crosses a border.
+  auto owner = [&](int64_t chunk) {
+    const int64_t begin = chunk * kLogitChunk, end = std::min(begin + kLogitChunk, vocab_size);
+    for (int share = 0; share < parts; ++share) {
+      if (begin >= head.first_panel(share, parts) * kPanelRows &&
+          end <= head.first_panel(share + 1, parts) * kPanelRows) {
+        return share;
+      }
+    }
+    return -1;
+  };
+  bool crosses = false;
+  for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
+    const int share = owner(chunk);
+    if (share == part) sum_up(chunk);
+    crosses = crosses || share < 0;
   }
   pool_->barrier();
+  if (crosses) {
+    for (int64_t chunk = part; chunk < num_chunks; chunk += parts) {
+      if (owner(chunk) < 0) sum_up(chunk);
+    }
+    pool_->barrier();
+  }
   for (int64_t r = part; r < pass.num_rows; r += parts) {
     sample_row(&logits_[r * stride], &summaries_[r * num_chunks], *pass.tables, *pass.sampling, r,
                pass.sampled, workers_[part].sampling);

@@ -17,6 +17,7 @@
 #include "packed_matrix.h"
 #include "sample.h"
 #include "thread_pool.h"
+#include "weight_streams.h"
 
 namespace stagebeam::cpu {
 
@@ -142,6 +143,7 @@ class StepProgram {
 
   ProgramShape shape_;
   std::shared_ptr<ThreadPool> pool_;
+  WeightStreams streams_;
   std::deque<PackedMatrix> matrices_;
   std::deque<std::vector<float>> vectors_;
   std::vector<Op> ops_;

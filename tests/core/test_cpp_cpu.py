@@ -34,6 +34,7 @@ PARTS = [
     "kernels_generic",
     "sample",
     "step_program",
+    "weight_streams",
 ]
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from stagebeam.kernels.registry import resolve
+
 OP = "branch_attention"
 BLOCK = 4
 
@@ -146,6 +148,34 @@ def test_sharing_changes_nothing(op, paged) -> None:
             *(trunk, trunk_lens, tails[row], tail_lens[row], 1, s),
         )
         torch.testing.assert_close(single, shared[row], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("trunk_blocks", [9, 75, 130])
+def test_native_sums_do_not_depend_on_sharing(paged, dtype, trunk_blocks) -> None:
+    """Bit for bit: trunks that end anywhere in a split or a bundle of splits, or are none at all."""
+    op = resolve("native").branch_attention
+    groups = [Group(trunk_blocks, [1, 40, 90, 300])]
+    arguments, _ = build(paged, groups, (6, 2, 16), dtype, pad=0)
+    q, k_cache, v_cache, offsets, row_group, trunk, trunk_lens, tails, tail_lens, most, s = (
+        arguments
+    )
+    shared = op(*arguments)
+    no_trunk = torch.zeros(1, 0, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    tables = torch.cat((trunk.expand(4, -1), tails), 1)
+    flat = op(
+        *(q, k_cache, v_cache, offsets, row_group),
+        *(*no_trunk, tables, tail_lens + trunk_lens, most, s),
+    )
+    assert torch.equal(flat, shared)
+    alone = torch.tensor([0, 1], dtype=torch.int32)
+    for r in range(4):
+        row = slice(r, r + 1)
+        single = op(
+            *(q[row], k_cache, v_cache, alone, row_group[:1]),
+            *(trunk, trunk_lens, tails[row], tail_lens[row], 1, s),
+        )
+        assert torch.equal(single, shared[row])
 
 
 def test_views_of_the_fused_projection(op, paged) -> None:

@@ -295,6 +295,41 @@ TEST(packing_from_narrow_types_and_again) {
   CHECK(back == grid);
 }
 
+TEST(shares_of_matrices_are_streams_and_change_no_bit) {
+  constexpr int64_t kK = 65, kRows = 3;
+  for (const Isa isa : available_isas()) {
+    set_active_isa(isa);
+    for (const WeightFormat format : kFormats) {
+      for (const int shares : {1, 2, 3, 7}) {
+        WeightStreams streams(shares);
+        int64_t first_end = 0;
+        for (const int64_t n : {40, 100, 4}) {
+          const auto source = random_floats(n * kK, 23), x = random_floats(kRows * kK, 29);
+          PackedMatrix plain(n, kK, format, RowOrder::kGateUp);
+          PackedMatrix shared(n, kK, format, RowOrder::kGateUp, Activations::kRounded, &streams);
+          plain.pack_rows(0, n, source.data(), SourceType::kFloat32, kK);
+          shared.pack_rows(0, n, source.data(), SourceType::kFloat32, kK);
+          std::vector<float> unpacked(n * kK), expected(n * kK);
+          plain.unpack_rows(0, n, expected.data(), kK);
+          shared.unpack_rows(0, n, unpacked.data(), kK);
+          CHECK(unpacked == expected);
+          const auto want = product(plain, x.data(), kRows, n / 2, 1, Epilogue::silu_mul());
+          for (const int parts : {1, 2, 3, 7}) {  // as many as shares, and others
+            const auto got = product(shared, x.data(), kRows, n / 2, parts, Epilogue::silu_mul());
+            CHECK(same_bits(got.data(), want.data(), want.size()));
+          }
+          // The first share lies behind that of the matrix before.
+          const auto begin = reinterpret_cast<intptr_t>(shared.share(0, shares));
+          CHECK(first_end == 0 || begin == first_end || shared.first_panel(1, shares) == 0);
+          if (shared.first_panel(1, shares) > 0) {
+            first_end = begin + shared.first_panel(1, shares) * shared.panel_bytes();
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(wrong_arguments_are_refused) {
   CHECK_THROWS(PackedMatrix(-1, 4, WeightFormat::kBf16));
   CHECK_THROWS(PackedMatrix(3, 4, WeightFormat::kBf16, RowOrder::kGateUp));

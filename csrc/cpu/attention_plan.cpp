@@ -1,0 +1,224 @@
+// Who attends to what: the lists of items, their shares and what these need.
+#include <algorithm>
+
+#include "attention.h"
+
+namespace stagebeam::cpu {
+namespace {
+
+constexpr int64_t kPrefillRows = 16;  // rows of a prefill item: they share a read of their keys
+
+}  // namespace
+
+void AttentionPlan::reset(int64_t num_rows, const AttentionShape& shape, bool is_split) {
+  shape_ = shape;
+  sources_.clear();
+  items_.clear();
+  rows_.assign(num_rows, Row{0, nullptr});
+  is_split_ = is_split;
+  max_splits_ = 0;
+  if (!is_split) queries_.resize(num_rows * shape.num_heads * padded(shape.head_dim));
+}
+
+// Splits first .. last - 1, a bundle and KV head an item.
+void AttentionPlan::add_split_items(int32_t source, int32_t begin, int32_t end, int64_t first,
+                                    int64_t last) {
+  for (int64_t s = first; s < last;) {
+    const int64_t next = std::min((s / kBundleSplits + 1) * kBundleSplits, last);
+    for (int32_t h = 0; h < shape_.num_kv_heads; ++h) {
+      items_.push_back(
+          {source, begin, end, h, h + 1, static_cast<int32_t>(s), static_cast<int32_t>(next)});
+    }
+    s = next;
+  }
+}
+
+bool AttentionPlan::has_whole_bundle(const Item& item, int64_t row) const {
+  const int64_t first = item.first_split / kBundleSplits * kBundleSplits;
+  return item.first_split == first &&
+         item.end_split >= std::min(first + kBundleSplits, splits_of(rows_[row].limit));
+}
+
+// About how long an item takes: a token's reading and unpacking, and its queries.
+int64_t AttentionPlan::cost_of(const Item& item) const {
+  constexpr int64_t kToken = 45, kTokenQuery = 5, kTile = 700;
+  const int64_t group = shape_.num_heads / shape_.num_kv_heads,
+                shared = sources_[item.source].length;
+  const int64_t begin = item.first_split * kSplitTokens, end = item.end_split * kSplitTokens;
+  const int64_t rows = item.row_end - item.row_begin;
+  const int64_t tokens = std::max<int64_t>(0, std::min(end, shared) - begin);
+  int64_t cost = kTile + tokens * (kToken + kTokenQuery * group * rows);
+  for (int64_t r = item.row_begin; r < item.row_end; ++r) {
+    const int64_t own = std::min(end, rows_[r].limit) - std::max(begin, shared);
+    if (own > 0) cost += kTile + own * (kToken + kTokenQuery * group);
+  }
+  return cost;
+}
+
+// Gives each thread a run of items of about equal cost; those that differ in the head alone become
+// one.
+void AttentionPlan::share_items(int num_shares) {
+  int64_t total = 0, before = 0;
+  for (const Item& item : items_) total += cost_of(item);
+  share_begin_.assign(num_shares + 1, 0);
+  size_t kept = 0;
+  int share = 0;
+  for (size_t i = 0; i < items_.size(); ++i) {
+    const Item item = items_[i];
+    const int64_t cost = cost_of(item);
+    // An item belongs where its middle falls.
+    bool is_new = i == 0;
+    while (share + 1 < num_shares && (before + cost / 2) * num_shares >= total * (share + 1)) {
+      share_begin_[++share] = static_cast<int64_t>(kept);
+      is_new = true;
+    }
+    before += cost;
+    Item* last = is_new ? nullptr : &items_[kept - 1];
+    if (last != nullptr && last->row_begin == item.row_begin && last->row_end == item.row_end &&
+        last->first_split == item.first_split && last->kv_end == item.kv_begin) {
+      last->kv_end = item.kv_end;
+    } else {
+      items_[kept++] = item;
+    }
+  }
+  items_.resize(kept);
+  while (share < num_shares) share_begin_[++share] = static_cast<int64_t>(kept);
+
+  const auto num_rows = static_cast<int64_t>(rows_.size());
+  max_bundles_ = bundles_of(max_splits_);
+  is_bundled_.assign(num_rows * max_bundles_, 0);
+  for (const Item& item : items_) {
+    for (int64_t r = item.row_begin; r < item.row_end; ++r) {
+      const int64_t bundle = item.first_split / kBundleSplits;
+      if (has_whole_bundle(item, r)) is_bundled_[r * max_bundles_ + bundle] = 1;
+    }
+  }
+  const int64_t states = num_rows * shape_.num_heads * state_size(shape_.head_dim);
+  states_.resize(states * max_splits_);
+  bundles_.resize(states * max_bundles_);
+  find_uses(num_shares);
+}
+
+// What each share needs of a row and KV head. The share that reads a row's last token stores it; of
+// rows without tokens the first.
+void AttentionPlan::find_uses(int num_shares) {
+  const int64_t units = num_units(), heads = shape_.num_kv_heads;
+  queries_.resize(num_shares * units / heads * shape_.num_heads * padded(shape_.head_dim));
+  uses_.assign(num_shares * units, 0);
+  for (int64_t unit = 0; unit < units; ++unit) {
+    if (rows_[unit / heads].limit == 0) uses_[unit] = kStores;
+  }
+  for (int share = 0; share < num_shares; ++share) {
+    for (int64_t i = share_begin_[share]; i < share_begin_[share + 1]; ++i) {
+      const Item& item = items_[i];
+      for (int64_t r = item.row_begin; r < item.row_end; ++r) {
+        const int64_t last = splits_of(rows_[r].limit) - 1;
+        const bool has_last = item.first_split <= last && last < item.end_split;
+        for (int64_t h = item.kv_begin; h < item.kv_end; ++h) {
+          uses_[share * units + r * heads + h] |= kQueries | (has_last ? kStores : 0);
+        }
+      }
+    }
+  }
+}
+
+void AttentionPlan::plan_branches(const BranchRows& given, const AttentionShape& shape,
+                                  int num_threads) {
+  reset(given.num_rows, shape, true);
+  for (int64_t g = 0; g < given.num_groups; ++g) {
+    const int64_t trunk = given.trunk_width > 0 ? given.trunk_lens[g] : 0;
+    sources_.push_back({given.trunk_tables + g * given.trunk_width, 0, trunk});
+    const auto source = static_cast<int32_t>(g);
+    const int32_t begin = given.group_offsets[g], end = given.group_offsets[g + 1];
+    const auto first = static_cast<int64_t>(items_.size());
+    if (begin < end) add_split_items(source, begin, end, 0, splits_of(trunk));
+    const int64_t num_shared = static_cast<int64_t>(items_.size()) - first;
+    for (int32_t r = begin; r < end; ++r) {
+      rows_[r] = {trunk + given.tail_lens[r], given.tail_tables + r * given.tail_width};
+      max_splits_ = std::max(max_splits_, splits_of(rows_[r].limit));
+      add_split_items(source, r, r + 1, splits_of(trunk), splits_of(rows_[r].limit));
+    }
+    // Small items in the middle, where two threads' shares meet.
+    const auto shared = items_.begin() + first;
+    std::rotate(shared + num_shared / 2, shared + num_shared, items_.end());
+  }
+  share_items(num_threads);
+}
+
+void AttentionPlan::plan_prefill(const PrefillRows& given, const AttentionShape& shape) {
+  reset(given.num_seqs > 0 ? given.cu_seqlens_q[given.num_seqs] : 0, shape, false);
+  for (int64_t s = 0; s < given.num_seqs; ++s) {
+    const int64_t begin = given.cu_seqlens_q[s], end = given.cu_seqlens_q[s + 1];
+    sources_.push_back({given.block_tables + s * given.table_width, 0, given.seq_lens[s]});
+    for (int64_t r = begin; r < end; ++r) rows_[r] = {given.seq_lens[s] - (end - 1 - r), nullptr};
+    for (int64_t r = begin; r < end; r += kPrefillRows) {
+      const auto last = static_cast<int32_t>(std::min(end, r + kPrefillRows));
+      for (int32_t h = 0; h < shape.num_kv_heads; ++h) {
+        items_.push_back(
+            {static_cast<int32_t>(s), static_cast<int32_t>(r), last, h, h + 1, kAll, kAll});
+      }
+    }
+  }
+  // The longest first, so that no thread is left with one at the end.
+  std::stable_sort(items_.begin(), items_.end(), [&](const Item& a, const Item& b) {
+    return rows_[a.row_end - 1].limit > rows_[b.row_end - 1].limit;
+  });
+}
+
+void AttentionPlan::plan_cross(const CrossRows& given, const AttentionShape& shape,
+                               int num_threads) {
+  const int64_t num_rows = given.num_groups > 0 ? given.group_offsets[given.num_groups] : 0;
+  reset(num_rows, shape, num_rows <= kMaxTileQueries);
+  for (int64_t g = 0; g < given.num_groups; ++g) {
+    const auto source = static_cast<int32_t>(g);
+    const int32_t begin = given.group_offsets[g], end = given.group_offsets[g + 1];
+    int64_t longest = 0;
+    for (int64_t r = begin; r < end; ++r) {
+      rows_[r] = {given.group_slots[g] < 0 ? 0 : given.kv_lens[r], nullptr};
+      longest = std::max(longest, rows_[r].limit);
+    }
+    sources_.push_back({nullptr, given.group_slots[g], longest});
+    max_splits_ = std::max(max_splits_, splits_of(longest));
+    if (is_split_) {
+      if (begin < end) add_split_items(source, begin, end, 0, splits_of(longest));
+      continue;
+    }
+    for (int32_t r = begin; r < end; r += kPrefillRows) {
+      const auto last = std::min<int32_t>(end, r + kPrefillRows);
+      for (int32_t h = 0; h < shape.num_kv_heads; ++h) {
+        items_.push_back({source, r, last, h, h + 1, kAll, kAll});
+      }
+    }
+  }
+  if (is_split_) share_items(num_threads);
+}
+
+bool AttentionPlan::has_row_of(int64_t item, const uint8_t* is_marked) const {
+  const Item& rows = items_[item];
+  return std::any_of(is_marked + rows.row_begin, is_marked + rows.row_end,
+                     [](uint8_t mark) { return mark != 0; });
+}
+
+int64_t AttentionPlan::kv_bytes(const AttentionShape& shape, CacheFormat format) const {
+  int64_t tokens = 0;  // times KV heads
+  for (const Item& item : items_) {
+    const int64_t heads = item.kv_end - item.kv_begin;
+    const int64_t shared = sources_[item.source].length;
+    int64_t longest = 0;
+    for (int64_t r = item.row_begin; r < item.row_end; ++r) {
+      longest = std::max(longest, rows_[r].limit);
+    }
+    const bool is_all = item.first_split == kAll;
+    const int64_t begin = is_all ? 0 : item.first_split * kSplitTokens;
+    const int64_t end = is_all ? longest : std::min(item.end_split * kSplitTokens, longest);
+    tokens += heads * std::max<int64_t>(0, std::min(end, shared) - begin);
+    for (int64_t r = item.row_begin; r < item.row_end; ++r) {
+      tokens +=
+          heads * std::max<int64_t>(0, std::min(end, rows_[r].limit) - std::max(begin, shared));
+    }
+  }
+  const int64_t scale = format == CacheFormat::kInt8 ? sizeof(float) : 0;
+  return 2 * tokens * (shape.head_dim * element_bytes(format) + scale);
+}
+
+}  // namespace stagebeam::cpu
