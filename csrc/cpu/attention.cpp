@@ -241,7 +241,6 @@ void AttentionPlan::fold_item(const Item& item) {
     if (i < count) {
       const float* state = bundles_.data() + (place_of(i) * max_bundles_ + bundle) * stride;
       for (int64_t d = 0; d < stride; d += kLineFloats) ask_to_write(state + d);
-      ask_to_write(state + stride - 1);
     }
     const int64_t ready = i - kFoldsAhead;
     if (ready < 0) continue;

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "aligned_memory.h"
 #include "kernels.h"
 
 namespace stagebeam::cpu {
@@ -177,10 +178,10 @@ class AttentionPlan {
   std::vector<int64_t> share_begin_;
   bool is_split_ = false;
   int64_t max_splits_ = 0, max_bundles_ = 0;
-  std::vector<float> queries_;       // [num_shares, num_rows, num_heads, padded(head_dim)]
+  LineFloats queries_;               // [num_shares, num_rows, num_heads, padded(head_dim)]
   std::vector<uint8_t> uses_;        // [num_shares, num_units]: kQueries, and kStores for one share
-  std::vector<float> states_;        // [num_rows, num_heads, max_splits] states
-  std::vector<float> bundles_;       // [num_rows, num_heads, max_bundles] states
+  LineFloats states_;                // [num_rows, num_heads, max_splits] states
+  LineFloats bundles_;               // [num_rows, num_heads, max_bundles] states
   std::vector<uint8_t> is_bundled_;  // [num_rows, max_bundles]: an item folds the whole bundle
 };
 

@@ -93,8 +93,9 @@ struct Tile {
 constexpr int64_t padded(int64_t head_dim) {
   return (head_dim + 7) / 8 * 8;
 }
+// In whole cache lines.
 constexpr int64_t state_size(int64_t head_dim) {
-  return padded(head_dim) + 8;
+  return (padded(head_dim) + 2 + 15) / 16 * 16;
 }
 
 struct Kernels {

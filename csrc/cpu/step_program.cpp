@@ -12,8 +12,8 @@ constexpr int64_t kPrivateRows = 32;  // rows whose norm each thread computes fo
 // Weights that attention asks for while it computes: they wait in the second cache.
 constexpr int64_t kBytesAhead = 384 << 10;
 
-template <typename T>
-void grow(std::vector<T>& values, int64_t size) {
+template <typename Values>
+void grow(Values& values, int64_t size) {
   if (static_cast<int64_t>(values.size()) < size) values.resize(size);
 }
 
@@ -220,7 +220,7 @@ const float* StepProgram::normed(const float* source, int64_t norm, const RowRun
   const int64_t count = run.end - run.begin, width = shape_.hidden_size;
   const float* weight = vectors_[norm].data();
   const bool is_shared = count > kPrivateRows;
-  std::vector<float>& own = workers_[part].normed;
+  LineFloats& own = workers_[part].normed;
   if (!is_shared) grow(own, kPrivateRows * width);
   float* out = is_shared ? &normed_[run.begin * width] : own.data();
   for (int64_t r = is_shared ? part : 0; r < count; r += is_shared ? parts : 1) {
@@ -244,7 +244,7 @@ void StepProgram::run_norm_linear(const Op& op, int part, int parts, size_t inde
 
 void StepProgram::run_residual_linear(const Op& op, int part, int parts, size_t index) {
   const int64_t attended_width = shape_.num_heads * shape_.head_dim;
-  const std::vector<float>& source = op.is_from_attended ? attended_ : wide_;
+  const LineFloats& source = op.is_from_attended ? attended_ : wide_;
   const int64_t stride = op.is_from_attended ? attended_width : wide_width_;
   for (const RowRun& run : runs(index)) {
     float* stream = &stream_[run.begin * shape_.hidden_size];

@@ -12,6 +12,7 @@
 #include <memory>
 #include <vector>
 
+#include "aligned_memory.h"
 #include "attention.h"
 #include "linear.h"
 #include "packed_matrix.h"
@@ -119,7 +120,7 @@ class StepProgram {
     void add(RowSet rows, int64_t row);
   };
   struct Worker {
-    std::vector<float> normed;
+    LineFloats normed;
     AttentionScratch attention;
     SampleScratch sampling;
   };
@@ -153,7 +154,7 @@ class StepProgram {
   std::vector<KvCache> self_caches_, cross_caches_;
 
   // Of the running pass.
-  std::vector<float> stream_, wide_, attended_, normed_, logits_;
+  LineFloats stream_, wide_, attended_, normed_, logits_;
   std::vector<LogitSummary> summaries_;
   RowSets row_sets_, output_sets_;
   bool has_few_outputs_ = false;

@@ -27,6 +27,7 @@ PARTS = [
     "linear_bf16",
     "attention",
     "attention_bf16",
+    "attention_plan",
     "decode_steps",
     "kernels",
     "kernels_avx2",
