@@ -30,6 +30,7 @@ CASES = [
     *(f"attention:{name}:{rows}" for name in ("float32", "bfloat16") for rows in (1, 8)),
 ]
 _TIMEOUT = 300
+_COMPILER = rb"(?:GCC: \([^)]*\)|clang version) [\d.]+"
 
 
 def missing() -> str | None:

@@ -17,7 +17,14 @@ from transformers import GenerationConfig
 from stagebeam.benchmarks.baselines.hf_model import HFModel, Stamps
 from stagebeam.benchmarks.baselines.peers import PeerRun, peers
 from stagebeam.benchmarks.speed.native_run import NativeRun
-from stagebeam.benchmarks.speed.native_setting import FORMATS, WARM_TOKENS, Part, Race, Round, in_turns
+from stagebeam.benchmarks.speed.native_setting import (
+    FORMATS,
+    WARM_TOKENS,
+    Part,
+    Race,
+    Round,
+    in_turns,
+)
 from stagebeam.benchmarks.speed.native_summary import OURS, rates_summary
 
 BATCHES = (1, 4)
@@ -45,7 +52,10 @@ def beside(engine: str, batch: int, race: Race) -> Iterator[Round]:
     tokens = race.settings.tokens
     others = _hf(race) if engine == "hf" else _peer(engine, batch, race)
     runs = race.native([name for name in EQUAL_BITS[engine] if name in race.settings.formats])
-    rivals: dict[str, Generate] = {**others, **{OURS + n: partial(_native, r) for n, r in runs.items()}}
+    rivals: dict[str, Generate] = {
+        **others,
+        **{OURS + n: partial(_native, r) for n, r in runs.items()},
+    }
     for generate in rivals.values():
         generate(race.warm_prompts(batch), WARM_TOKENS)
 

@@ -86,7 +86,11 @@ def measure(race: Race, part: Part, saved: SavedPart, end: float | None) -> int:
 def _in_own_process(name: str, options: argparse.Namespace, seconds: float | None) -> int:
     """Measure a part where no other engine's threads have been."""
     command = [sys.executable, "-m", "stagebeam.benchmarks.speed.native_race", "--part", name]
-    command += ["--output", str(options.output), "--formats", options.formats]
+    output: Path = options.output.resolve()
+    here = Path.cwd()
+    if output.is_relative_to(here):  # results keep their command
+        output = output.relative_to(here)
+    command += ["--output", str(output), "--formats", options.formats]
     for field in fields(Settings):
         if field.name != "formats":
             command += [f"--{field.name}", str(getattr(options, field.name))]
