@@ -1,7 +1,8 @@
 """The native race's document: each part's rounds beside where they come from.
 
 Rounds of one part are only put together where settings, instruction set, machine, versions and commit
-are the same; others are dropped when the part is measured again. Measures nothing itself.
+are the same, however many rounds are asked for; others are dropped when the part is measured again.
+Measures nothing itself.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from stagebeam.engine.machine import package_versions
 
 FILE = "result.json"
 PEERS = ("xllamacpp", "openvino-genai", "ctranslate2", "gguf")
-_SAME = ("settings", "isa", "machine", "versions", "commit")
+_SAME = ("isa", "machine", "versions", "commit")
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -47,8 +48,14 @@ class SavedPart:
         }
         self._wanted = 1 if part.is_once else settings.rounds
         saved = read_result(folder).get(name, {})
-        is_same = all(saved.get(key) == self._header[key] for key in _SAME)
-        self.records: list[Record] = saved["records"] if is_same else []
+        self.records: list[Record] = saved["records"] if self._goes_on(saved) else []
+
+    def _goes_on(self, saved: dict[str, Any]) -> bool:
+        """Whether rounds to come may stand beside those saved."""
+        if not saved or any(saved[key] != self._header[key] for key in _SAME):
+            return False
+        rounds = {"rounds": self._header["settings"]["rounds"]}
+        return saved["settings"] | rounds == self._header["settings"]
 
     @property
     def next_round(self) -> int:

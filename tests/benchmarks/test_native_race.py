@@ -111,6 +111,7 @@ def test_rounds_of_other_code_or_settings_are_not_gone_on_with(
     SavedPart("x", PART, SETTINGS, tmp_path).add([{"contender": "a", "value": 1.0}], 1.0)
     assert SavedPart("x", PART, SETTINGS, tmp_path).num_missing == 2
     assert SavedPart("x", PART, Settings(rounds=3, tokens=7), tmp_path).num_missing == 3
+    assert SavedPart("x", PART, Settings(rounds=5), tmp_path).num_missing == 4
     assert SavedPart("y", PART, SETTINGS, tmp_path).num_missing == 3
     monkeypatch.setattr(provenance, "commit", lambda: "another")
     other = SavedPart("x", PART, SETTINGS, tmp_path)
