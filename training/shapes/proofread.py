@@ -11,18 +11,12 @@ import re
 from dataclasses import dataclass
 
 from stagebeam.training.shapes.encoding import ChatEncoder, Mark
-from stagebeam.training.shapes.facts import draw_fact, wrong_fact
+from stagebeam.training.shapes.facts import draw_fact
 from stagebeam.training.shapes.judge_pairs import JudgePair
 from stagebeam.training.shapes.marks import MARK_LAYERS, WORD_LAYERS, candidate_starts, mark_ids
-from stagebeam.training.shapes.scene import COLORS, COLUMNS, ROWS, SHAPES, SIZES
+from stagebeam.training.shapes.mistakes import wrong_fact
+from stagebeam.training.shapes.miswriting import OTHERS
 
-KINDS_OF_WORDS = (tuple(COLORS), SHAPES, tuple(SIZES), ROWS, COLUMNS, ("yes", "no"))
-DIGITS = tuple("012345")
-OTHERS = {
-    word: tuple(other for other in kind if other != word)
-    for kind in (*KINDS_OF_WORDS, DIGITS)
-    for word in kind
-}
 WORD = re.compile(r"[a-z]+|\d")
 RATES = {"caption": 0.2, "reasoning": 0.08}
 FACT_RATE = 0.5
