@@ -12,7 +12,13 @@ from transformers import MllamaForConditionalGeneration
 from stagebeam.training.shapes import deepen
 from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.judge_pairs import JudgePair
-from stagebeam.training.shapes.marks import DECIDING_WEIGHT, MARK_LAYERS, WORD_LAYERS, mark_pair
+from stagebeam.training.shapes.marks import (
+    DECIDING_WEIGHT,
+    MARK_LAYERS,
+    WORD_LAYERS,
+    WRONG_WEIGHT,
+    mark_pair,
+)
 from stagebeam.training.shapes.model import initialise_, shapes_config, write_like
 from stagebeam.training.shapes.streams import TASKS
 
@@ -36,7 +42,7 @@ def test_the_first_difference_is_marked_in_both_candidates(
     words = [encoder.tokenizer.decode([token]) for token in ids]
     marks = mark_pair(encoder, pair, user)
     assert len({mark.position for mark in marks}) == len(marks)
-    deciding = [mark for mark in marks if mark.weight == DECIDING_WEIGHT]
+    deciding = [mark for mark in marks if mark.weight in (DECIDING_WEIGHT, WRONG_WEIGHT)]
     said = [
         (words[m.position].strip(), encoder.tokenizer.decode([m.token]).strip(), m.early)
         for m in deciding
@@ -61,7 +67,7 @@ def test_what_follows_a_mistake_is_not_marked(encoder: ChatEncoder) -> None:
     second = user.index("Response 2")
     offsets = encoder.tokenizer.encode(user, add_special_tokens=False).offsets
     after = [m for m in mark_pair(encoder, pair, user) if offsets[m.position][0] > second]
-    assert [mark.weight for mark in after] == [DECIDING_WEIGHT, DECIDING_WEIGHT]
+    assert [mark.weight for mark in after] == [DECIDING_WEIGHT, WRONG_WEIGHT]
 
 
 @pytest.mark.parametrize("is_first", [True, False])

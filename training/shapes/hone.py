@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer
 
 from stagebeam.training.config import Phase, TrainConfig
@@ -19,18 +20,17 @@ from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.mixture import DATA_SEED, Mixture, mixed_phase
 from stagebeam.training.shapes.own_mistakes import collect_mistakes
 from stagebeam.training.trainer import Trainer
-from stagebeam.training.world import made_once
+from stagebeam.training.world import made_once, num_ranks
 
 CHECK_SEED = 11
-MISTAKE_QUESTIONS = 4000
 HONE: Mixture = {
     "answer": (2.4, 44),
     "text": (0.6, 60),
     "facts": (0.3, 128),
     "caption": (1.2, 80),
     "easy": (1.6, 128),
-    "proof-caption": (0.4, 64),
-    "proof-reasoning": (1, 24),
+    "proof-caption": (0.6, 64),
+    "proof-reasoning": (1.6, 24),
     "judge-fact": (0.3, 80),
     "judge-caption": (0.8, 32),
     "judge-summary": (0.8, 44),
@@ -41,12 +41,12 @@ HONE: Mixture = {
     "judge-own": (6, 18),
     "gate": (0.1, 48),
 }
-ROUNDS = ((380, 8e-4), (380, 6e-4))  # steps, learning rate
+ROUNDS = ((4000, 900, 8e-4), (2400, 1150, 7e-4))  # questions searched, steps, learning rate
 
 
 def honing_phase(encoder: ChatEncoder, number: int, mistakes: Path) -> Phase:
     """The recipe of a round, 0-based; `mistakes` are those of the model that it starts from."""
-    steps, rate = ROUNDS[number]
+    _, steps, rate = ROUNDS[number]
     name = f"hone{number + 1}"
     return mixed_phase(
         encoder, name, HONE, steps=steps, rate=rate, warmup=20, falls=True, mistakes=mistakes
@@ -71,11 +71,17 @@ def hone_shapes(model: Path, output: Path, config: TrainConfig) -> Progress:
 
 def _hone_once(model: Path, folder: Path, config: TrainConfig, number: int) -> Progress:
     mistakes = folder / "mistakes.jsonl"
-    seed = DATA_SEED + number
 
     def collect() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        collect_mistakes(model, mistakes, seed=seed, num_questions=MISTAKE_QUESTIONS)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads * num_ranks())  # the other ranks wait
+        try:
+            collect_mistakes(
+                model, mistakes, seed=DATA_SEED + number, num_questions=ROUNDS[number][0]
+            )
+        finally:
+            torch.set_num_threads(threads)
 
     made_once(mistakes, collect)
     encoder = ChatEncoder(Tokenizer.from_file(str(model / "tokenizer.json")))

@@ -13,7 +13,10 @@ from stagebeam.training.shapes.encoding import ChatEncoder, Mark
 from stagebeam.training.shapes.judge_pairs import SHAPES_PLAN, JudgePair
 
 WORD_LAYERS, MARK_LAYERS = 3, 1  # before so many of the last layers
-DECIDING_WEIGHT = 2.0  # of the marks at the first difference
+DECIDING_WEIGHT, WRONG_WEIGHT = (
+    2.0,
+    6.0,
+)  # of the marks at the first difference, of the wrong one there
 PLAIN_WEIGHT, PLAIN_TOTAL = 0.25, 3.0  # of each other mark, at most; of all in a candidate, about
 
 
@@ -52,11 +55,14 @@ def mark_pair(encoder: ChatEncoder, pair: JudgePair, user_text: str) -> list[Mar
                 marks[position] = Mark(position, correct, weight, MARK_LAYERS)
             elif turn == 2:
                 marks[position - 1] = Mark(position - 1, right[count], weight, WORD_LAYERS)
-    for span, token in ((good, correct), (bad, incorrect)):
+    for span, token, deciding in (
+        (good, correct, DECIDING_WEIGHT),
+        (bad, incorrect, WRONG_WEIGHT),
+    ):
         at = span[difference] if difference < len(span) else span[-1] + 1  # what stands after it
         if difference < len(right):
             marks[at - 1] = Mark(at - 1, right[difference], DECIDING_WEIGHT, WORD_LAYERS)
-        marks[at] = Mark(at, token, DECIDING_WEIGHT, MARK_LAYERS)
+        marks[at] = Mark(at, token, deciding, MARK_LAYERS)
     return sorted(marks.values(), key=lambda mark: mark.position)
 
 
