@@ -1,0 +1,89 @@
+"""The fourth part of `stagebeam train shapes`: judging on the candidates that the model's own search meets.
+
+Goes on from an export of the third part (deepen.py), in rounds. A round lets the model search answers
+to training questions and learns to tell its own wrong candidates from the right text, beside drawn
+pairs and answers; the rate falls to zero. The next round's candidates are those of the model so far.
+Deterministic by seed; resumes from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from stagebeam.training.config import Phase, TrainConfig
+from stagebeam.training.progress import Progress
+from stagebeam.training.shapes.check import ShapesCheck
+from stagebeam.training.shapes.encoding import ChatEncoder
+from stagebeam.training.shapes.mixture import DATA_SEED, Mixture, mixed_phase
+from stagebeam.training.shapes.own_mistakes import collect_mistakes
+from stagebeam.training.trainer import Trainer
+from stagebeam.training.world import made_once, num_ranks
+
+CHECK_SEED = 11
+HONE: Mixture = {
+    "answer": (2.4, 44),
+    "text": (0.6, 60),
+    "facts": (0.3, 128),
+    "caption": (1.2, 80),
+    "easy": (1.6, 128),
+    "proof-caption": (0.6, 64),
+    "proof-reasoning": (1.6, 24),
+    "judge-fact": (0.3, 80),
+    "judge-caption": (0.8, 32),
+    "judge-summary": (0.8, 44),
+    "judge-reasoning": (1.8, 18),
+    "judge-conclusion": (0.4, 24),
+    "judge-answer": (0.8, 12),
+    "judge-sentence": (0.8, 20),
+    "judge-own": (6, 18),
+    "gate": (0.1, 48),
+}
+ROUNDS = ((4000, 900, 8e-4), (2400, 1150, 7e-4))  # questions searched, steps, learning rate
+
+
+def honing_phase(encoder: ChatEncoder, number: int, mistakes: Path) -> Phase:
+    """The recipe of a round, 0-based; `mistakes` are those of the model that it starts from."""
+    _, steps, rate = ROUNDS[number]
+    name = f"hone{number + 1}"
+    return mixed_phase(
+        encoder, name, HONE, steps=steps, rate=rate, warmup=20, falls=True, mistakes=mistakes
+    )
+
+
+def hone_shapes(model: Path, output: Path, config: TrainConfig) -> Progress:
+    """Train the export `model` of the third part on, or go on where `output` stands.
+
+    Leaves each round's mistakes, checkpoints and metrics in output/round1 and so on, those of the last
+    in `output`, and the result at output/final.
+    """
+    folders = [*(output / f"round{number}" for number in range(1, len(ROUNDS))), output]
+    progress = Progress()
+    for number, folder in enumerate(folders):
+        progress = _hone_once(model, folder, config, number)
+        if not progress.is_finished:
+            break
+        model = folder / "final"
+    return progress
+
+
+def _hone_once(model: Path, folder: Path, config: TrainConfig, number: int) -> Progress:
+    mistakes = folder / "mistakes.jsonl"
+
+    def collect() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads * num_ranks())  # the other ranks wait
+        try:
+            collect_mistakes(
+                model, mistakes, seed=DATA_SEED + number, num_questions=ROUNDS[number][0]
+            )
+        finally:
+            torch.set_num_threads(threads)
+
+    made_once(mistakes, collect)
+    encoder = ChatEncoder(Tokenizer.from_file(str(model / "tokenizer.json")))
+    phases = (honing_phase(encoder, number, mistakes),)
+    return Trainer(model, folder, config, phases, eval_fn=ShapesCheck(CHECK_SEED)).train()
