@@ -12,7 +12,7 @@ gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 from stagebeam.benchmarks.baselines import gguf_weights  # noqa: E402 (needs gguf)
 
 MATRIX = np.random.default_rng(0).standard_normal((8, 64), dtype=np.float32)
-# A quarter of the largest of a block's steps, and what 8 and 11 bits of significand leave.
+# Of values below 4: a step of 11 or 8 bits of significand, or of a block's 127.
 MOST_ERROR = {"F32": 0, "F16": 2e-3, "BF16": 2e-2, "Q8_0": 4 / 127}
 
 
