@@ -46,14 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [name for name in names if name not in PARTS]
     if unknown:
         parser.error(f"no part is called {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    waiting = [
-        name
-        for name in names
-        if options.again or SavedPart(name, PARTS[name], settings, options.output).num_missing
-    ]
+    saved_parts = {n: SavedPart(n, PARTS[n], settings, options.output) for n in names}
+    waiting = [n for n, saved in saved_parts.items() if options.again or saved.num_missing]
     if options.list:
         for name in waiting:
-            print(f"{name}: about {PARTS[name].seconds:.0f} s to load and for a round")
+            rounds, seconds = saved_parts[name].num_missing, PARTS[name].seconds
+            print(f"{name}: {rounds} rounds missing, about {seconds:.0f} s to load and for one")
         return 0
     for number, name in enumerate(waiting):
         left = None if end is None else end - time.perf_counter()
