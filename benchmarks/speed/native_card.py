@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def card(parts: Parts, avx2: Parts) -> str:
             instructions_table(parts["instructions"]),
         ]
     sections += _steps(avx2)
-    return "\n\n".join([*sections, source(parts)])
+    return "\n\n".join([*sections, source([*parts.items(), *avx2.items()])])
 
 
 def _steps(parts: Parts) -> list[str]:
@@ -88,20 +88,24 @@ def _steps(parts: Parts) -> list[str]:
     return sections
 
 
-def source(parts: Parts) -> str:
+def source(parts: Iterable[tuple[str, dict[str, Any]]]) -> str:
     """Where the numbers come from; parts that differ in it stand apart."""
-    lines: dict[str, list[str]] = {}
-    for name, part in parts.items():
+    machines: dict[str, dict[str, list[str]]] = {}
+    for name, part in parts:
         settings, machine, versions = part["settings"], part["machine"], part["versions"]
-        rounds = len({record["round"] for record in part["records"]})
         packages = ", ".join(f"{p} {versions[p]}" for p in ("torch", "transformers", *PEERS))
-        line = (
-            f"{rounds} round{'s' if rounds > 1 else ''} of {settings['tokens']} tokens after "
-            f"{settings['prompt']}, {settings['threads']} threads on {machine['cores']} cores "
-            f"({machine['cpu']}), {packages}, commit {part['commit']}"
+        place = f"{settings['threads']} threads on {machine['cores']} cores ({machine['cpu']}), {packages}"
+        rounds = len({record["round"] for record in part["records"]})
+        run = (
+            f"{part['isa']}, {rounds} round{'s' if rounds > 1 else ''} of {settings['tokens']} "
+            f"tokens after {settings['prompt']}, commit {part['commit']}"
         )
-        lines.setdefault(line, []).append(name)
-    return "\n".join(f"- {line}: {', '.join(names)}." for line, names in lines.items())
+        machines.setdefault(place, {}).setdefault(run, []).append(name)
+    lines = []
+    for place, runs in machines.items():
+        lines += [f"Measured with {place}:", ""]
+        lines += [f"- {run}: {', '.join(names)}." for run, names in runs.items()]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
