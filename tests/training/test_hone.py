@@ -120,7 +120,7 @@ def test_another_question_changes_one_filter() -> None:
 
 
 def test_the_recipe_names_tasks_that_exist() -> None:
-    assert set(hone.HONE) - set(TASKS) == {"easy", "judge-own"}
+    assert {*hone.HONE, *hone.COMPARE} - set(TASKS) == {"easy", "judge-own"}
 
 
 def test_rounds_start_from_the_model_so_far(
@@ -151,9 +151,9 @@ def test_rounds_start_from_the_model_so_far(
     first = tmp_path / "round1"
     assert seen == [
         (CHECKPOINT, first, 1),
-        "hone1",
+        "hone",
         (first / "final", tmp_path, 2),
-        "hone2",
+        "compare",
     ]
 
 

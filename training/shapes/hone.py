@@ -41,15 +41,43 @@ HONE: Mixture = {
     "judge-own": (6, 18),
     "gate": (0.1, 48),
 }
-ROUNDS = ((4000, 900, 8e-4), (2400, 1150, 7e-4))  # questions searched, steps, learning rate
+COMPARE: Mixture = {
+    "answer": (1.5, 44),
+    "easy": (0.8, 128),
+    "proof-caption": (5, 80),
+    "proof-reasoning": (4, 24),
+    "judge-caption": (0.5, 32),
+    "judge-summary": (0.4, 44),
+    "judge-reasoning": (1.2, 18),
+    "judge-answer": (0.4, 12),
+    "judge-sentence": (0.4, 20),
+    "judge-own": (2.5, 18),
+}
+QUESTIONS = (4000, 2400)  # searched for the mistakes of each round
 
 
-def honing_phase(encoder: ChatEncoder, number: int, mistakes: Path) -> Phase:
+def honing_phases(encoder: ChatEncoder, number: int, mistakes: Path) -> tuple[Phase, ...]:
     """The recipe of a round, 0-based; `mistakes` are those of the model that it starts from."""
-    _, steps, rate = ROUNDS[number]
-    name = f"hone{number + 1}"
-    return mixed_phase(
-        encoder, name, HONE, steps=steps, rate=rate, warmup=20, falls=True, mistakes=mistakes
+    if number == 0:
+        return (
+            mixed_phase(
+                encoder,
+                "hone",
+                HONE,
+                steps=900,
+                rate=8e-4,
+                warmup=20,
+                falls=True,
+                mistakes=mistakes,
+            ),
+        )
+    return (
+        mixed_phase(
+            encoder, "compare", COMPARE, steps=420, rate=1e-3, warmup=20, mistakes=mistakes
+        ),
+        mixed_phase(
+            encoder, "hone again", HONE, steps=500, rate=8e-4, falls=True, mistakes=mistakes
+        ),
     )
 
 
@@ -59,12 +87,13 @@ def hone_shapes(model: Path, output: Path, config: TrainConfig) -> Progress:
     Leaves each round's mistakes, checkpoints and metrics in output/round1 and so on, those of the last
     in `output`, and the result at output/final.
     """
-    folders = [*(output / f"round{number}" for number in range(1, len(ROUNDS))), output]
+    folders = [*(output / f"round{number}" for number in range(1, len(QUESTIONS))), output]
     progress = Progress()
     for number, folder in enumerate(folders):
-        progress = _hone_once(model, folder, config, number)
-        if not progress.is_finished:
-            break
+        if folder == output or not (folder / "final").exists():
+            progress = _hone_once(model, folder, config, number)
+            if not progress.is_finished:
+                break
         model = folder / "final"
     return progress
 
@@ -78,12 +107,12 @@ def _hone_once(model: Path, folder: Path, config: TrainConfig, number: int) -> P
         torch.set_num_threads(threads * num_ranks())  # the other ranks wait
         try:
             collect_mistakes(
-                model, mistakes, seed=DATA_SEED + number, num_questions=ROUNDS[number][0]
+                model, mistakes, seed=DATA_SEED + number, num_questions=QUESTIONS[number]
             )
         finally:
             torch.set_num_threads(threads)
 
     made_once(mistakes, collect)
     encoder = ChatEncoder(Tokenizer.from_file(str(model / "tokenizer.json")))
-    phases = (honing_phase(encoder, number, mistakes),)
+    phases = honing_phases(encoder, number, mistakes)
     return Trainer(model, folder, config, phases, eval_fn=ShapesCheck(CHECK_SEED)).train()

@@ -17,11 +17,11 @@ from stagebeam.training.shapes.marks import MARK_LAYERS, WORD_LAYERS, candidate_
 from stagebeam.training.shapes.mistakes import wrong_fact
 from stagebeam.training.shapes.miswriting import OTHERS
 
-WAYS, WAY_SHARES = ("exchange", "any", "drop", "double"), (0.6, 0.16, 0.12, 0.12)
+WAYS, WAY_SHARES = ("exchange", "any", "drop", "double"), (0.5, 0.26, 0.12, 0.12)
 WORD = re.compile(r"[a-z]+|\d")
-RATES = {"caption": 0.2, "reasoning": 0.08}
+RATES = {"caption": 0.25, "reasoning": 0.11}
 FACT_RATE = 0.5
-WRONG_WEIGHT, RIGHT_WEIGHT, WORD_WEIGHT = 1.0, 0.4, 0.3
+WRONG_WEIGHT, RIGHT_WEIGHT, WORD_WEIGHT = 1.5, 0.4, 0.3
 NUM_FACTS = 4
 
 
