@@ -101,11 +101,11 @@ def source(parts: Iterable[tuple[str, dict[str, Any]]]) -> str:
             f"tokens after {settings['prompt']}, commit {part['commit']}"
         )
         machines.setdefault(place, {}).setdefault(run, []).append(name)
-    lines = []
+    texts = []
     for place, runs in machines.items():
-        lines += [f"Measured with {place}:", ""]
-        lines += [f"- {run}: {', '.join(names)}." for run, names in runs.items()]
-    return "\n".join(lines)
+        lines = [f"- {run}: {', '.join(names)}." for run, names in runs.items()]
+        texts.append("\n".join([f"Measured with {place}:", "", *lines]))
+    return "\n\n".join(texts)
 
 
 if __name__ == "__main__":
