@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 import os
+import shutil
 from pathlib import Path
 
 import pytest
