@@ -78,13 +78,17 @@ bench-report: $(VENV)/.dev
 	$(PYTHON) -m stagebeam.benchmarks.speed.report $(REPORT)
 	$(PYTHON) -m stagebeam.benchmarks.speed.card
 
-# The native CPU backend against the memory's floor and other engines, for a quiet machine.
-NATIVE_PARTS := decode trunk gemm prefill bundled instructions hf hf-batch llamacpp openvino ctranslate2-float32 ctranslate2-int8
+# The native CPU backend against the memory's floor and other engines: about half an hour on two quiet
+# cores. It may be stopped: rounds that are done on this commit are not run again. NATIVE="--seconds 100"
+# runs a piece.
+NATIVE ?=
+AVX2_RACE := STAGEBEAM_ISA=avx2 $(PYTHON) -m stagebeam.benchmarks.speed.native_race \
+  --only gemm,prefill,decode --output benchmarks/results/native-avx2
 bench-native: $(VENV)/.dev
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[peers]'
-	for part in $(NATIVE_PARTS); do \
-	  $(PYTHON) -m stagebeam.benchmarks.speed.native_race --part $$part --output benchmarks/results/native || exit 1; \
-	done
+	$(PYTHON) -m stagebeam.benchmarks.speed.native_race $(NATIVE)
+	$(AVX2_RACE) $(NATIVE)
+	$(PYTHON) -m stagebeam.benchmarks.speed.native_card
 
 clean:
 	rm -rf $(VENV) build *.egg-info bindings/*.so bindings/c/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -53,8 +53,8 @@ def export_model(
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            _copy_extras(Path(source_dir), partial)
             _save_weights(objective, weights, stored, partial, max_shard_size)
+            _copy_extras(Path(source_dir), partial)  # a generation config replaces the default one
             _write_metadata(partial, metadata or {})
             if folder.exists():
                 shutil.rmtree(folder)
@@ -111,7 +111,8 @@ def _save_weights(
 
 def _copy_extras(source: Path, folder: Path) -> None:
     for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
+        is_written = path.name == "config.json" or path.name.endswith(_WEIGHT_SUFFIXES)
+        if path.is_file() and not is_written:
             shutil.copyfile(path, folder / path.name)
 
 

@@ -1,8 +1,9 @@
 """Other engines that run here on the same weights, for plain greedy decoding: llama.cpp, OpenVINO, CTranslate2.
 
-Installed by the extra `peers`. Each reads SmolLM2-135M in a format of its own: the GGUF's Q4_1
-blocks (llama.cpp, OpenVINO) or float32 and int8 made from the same weights (CTranslate2). Prompts of
-different calls must differ: some of these engines keep what they have seen.
+Installed by the extra `peers`. Each reads SmolLM2-135M in formats of its own, made from the same
+weights: GGUF blocks of 4 to 32 bits (llama.cpp; OpenVINO, which knows no BF16 and F32 ones), float32 and
+int8 (CTranslate2, which offers no 16-bit type on this processor). Prompts of different calls must
+differ: some of these engines keep what they have seen.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from stagebeam.benchmarks.baselines.gguf_weights import gguf_of
 from stagebeam.benchmarks.midsize import cache_folder, smollm2_folder
-from stagebeam.benchmarks.smollm2 import gguf_path
 
 _CONTEXT = 1024
 
@@ -48,13 +50,12 @@ class Peer(Protocol):
 class LlamaCpp:
     """llama.cpp's server loop in this process; a prompt is a slot of it."""
 
-    name = "llama.cpp Q4_1"
-
-    def __init__(self, num_threads: int, max_prompts: int) -> None:
+    def __init__(self, weights: str, num_threads: int, max_prompts: int) -> None:
         import xllamacpp
 
+        self.name = f"llama.cpp {weights}"
         params = xllamacpp.CommonParams()
-        params.model.path = str(gguf_path())
+        params.model.path = str(gguf_of(weights))
         params.n_ctx = _CONTEXT * max_prompts
         params.n_parallel = max_prompts
         params.cpuparams.n_threads = num_threads
@@ -92,17 +93,20 @@ class LlamaCpp:
 
 
 class OpenVino:
-    """OpenVINO GenAI on the GGUF."""
+    """OpenVINO GenAI on a GGUF; it computes in bf16 where the processor can, else in float32.
 
-    name = "OpenVINO Q4_1"
+    is_float32: compute in float32, to which 16-bit weights are unpacked at load
+    """
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(self, weights: str, num_threads: int, is_float32: bool = False) -> None:
         import openvino_genai
 
+        self.name = f"OpenVINO {'float32' if is_float32 else weights}"
         self._genai: Any = openvino_genai
-        self._pipeline = openvino_genai.LLMPipeline(
-            str(gguf_path()), "CPU", INFERENCE_NUM_THREADS=num_threads
-        )
+        options: dict[str, Any] = {"INFERENCE_NUM_THREADS": num_threads}
+        if is_float32:
+            options["INFERENCE_PRECISION_HINT"] = "f32"
+        self._pipeline = openvino_genai.LLMPipeline(str(gguf_of(weights)), "CPU", **options)
 
     def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> PeerRun:
         import openvino
@@ -170,9 +174,13 @@ class CTranslate2:
 
 def peers(num_threads: int, max_prompts: int) -> dict[str, Callable[[], Peer]]:
     """How to load each peer, by its short name."""
-    return {
-        "llamacpp": lambda: LlamaCpp(num_threads, max_prompts),
-        "openvino": lambda: OpenVino(num_threads),
-        "ctranslate2-float32": lambda: CTranslate2(num_threads, "float32"),
-        "ctranslate2-int8": lambda: CTranslate2(num_threads, "int8_float32"),
+    makers: dict[str, Callable[[], Peer]] = {
+        f"llamacpp-{weights.lower()}": partial(LlamaCpp, weights, num_threads, max_prompts)
+        for weights in ("F32", "BF16", "F16", "Q8_0", "Q4_1")
     }
+    makers["openvino-float32"] = partial(OpenVino, "F16", num_threads, is_float32=True)
+    for weights in ("F16", "Q8_0", "Q4_1"):
+        makers[f"openvino-{weights.lower()}"] = partial(OpenVino, weights, num_threads)
+    for name, compute_type in (("float32", "float32"), ("int8", "int8_float32")):
+        makers[f"ctranslate2-{name}"] = partial(CTranslate2, num_threads, compute_type)
+    return makers

@@ -17,8 +17,6 @@ from stagebeam.engine.checkpoints import BUNDLED_CHECKPOINT
 from stagebeam.engine.engine import Engine
 from stagebeam.engine.params import SamplingParams
 
-FORMATS = ("float32", "bfloat16", "int8")
-
 
 def hf_rate(model: HFModel, batch: int, prompt: int, tokens: int) -> float:
     """Tokens a second of HF `generate` in float32."""

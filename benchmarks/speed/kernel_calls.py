@@ -1,8 +1,9 @@
-"""One call of a native kernel in a process of its own, for a tool that counts its instructions.
+"""Calls of native kernels in a process of their own, for a tool that counts their instructions.
 
-Run by path, `python kernel_calls.py EXTENSION linear FORMAT ROWS` or `... attention FORMAT ROWS`: it
-loads the extension module alone, since importing the package (and PyTorch) takes minutes under such a
-tool. Sizes are SmolLM2-135M's gate-up product, and one layer's attention to a trunk of 512 tokens.
+Run by path, `python kernel_calls.py EXTENSION KERNEL:FORMAT:ROWS ...`: it loads the extension module
+alone, since importing the package (and PyTorch) takes minutes under such a tool, and calls `active_isa`
+after each kernel, which the tool takes for a mark. Sizes are SmolLM2-135M's: its gate-up product, and
+one layer's attention to a trunk of 512 tokens.
 """
 
 from __future__ import annotations
@@ -28,10 +29,9 @@ def load(path: str) -> Any:
 
 
 def linear(cpu: Any, weight_format: str, rows: int) -> None:
-    rng = np.random.default_rng(0)
     matrix = cpu.PackedMatrix(WIDE, HIDDEN, weight_format)
-    matrix.pack_rows(0, rng.standard_normal((WIDE, HIDDEN), dtype=np.float32))
-    cpu.linear(cpu.ThreadPool(1), matrix, rng.standard_normal((rows, HIDDEN), dtype=np.float32))
+    matrix.pack_rows(0, np.ones((WIDE, HIDDEN), np.float32))
+    cpu.linear(cpu.ThreadPool(1), matrix, np.ones((rows, HIDDEN), np.float32))
 
 
 def attention(cpu: Any, cache_format: str, rows: int) -> None:
@@ -40,7 +40,7 @@ def attention(cpu: Any, cache_format: str, rows: int) -> None:
     num_blocks = trunk_blocks + rows * tail_blocks
     width = 4 if cache_format == "float32" else 2
     cache = [np.zeros(num_blocks * BLOCK * KV_HEADS * HEAD_DIM * width, np.uint8) for _ in range(2)]
-    q = np.random.default_rng(0).standard_normal((rows, HEADS, HEAD_DIM), dtype=np.float32)
+    q = np.ones((rows, HEADS, HEAD_DIM), np.float32)
     out = np.empty((rows, HEADS * HEAD_DIM), np.float32)
     blocks = np.arange(num_blocks, dtype=np.int32)
     tables = blocks[:trunk_blocks].copy(), blocks[trunk_blocks:].copy()
@@ -57,5 +57,8 @@ def attention(cpu: Any, cache_format: str, rows: int) -> None:
 CALLS = {"linear": linear, "attention": attention}
 
 if __name__ == "__main__":
-    extension, kernel, name, rows_ = sys.argv[1:]
-    CALLS[kernel](load(extension), name, int(rows_))
+    module = load(sys.argv[1])
+    for case in sys.argv[2:]:
+        kernel, name, num_rows = case.split(":")
+        CALLS[kernel](module, name, int(num_rows))
+        module.active_isa()

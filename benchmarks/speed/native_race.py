@@ -1,346 +1,130 @@
 """The native CPU backend's race on SmolLM2-135M: against the memory's floor, HF and other engines.
 
-`python -m stagebeam.benchmarks.speed.native_race --part decode --output FOLDER` measures one part and
-merges it into FOLDER/result.json, so that a quiet machine is needed for a minute at a time; `--part
-table` prints all. Contenders alternate and ratios are taken within a round. Times are step times of
-greedy decoding after a prompt of random tokens.
+`python -m stagebeam.benchmarks.speed.native_race --output FOLDER` measures every part, each in a process
+of its own, into FOLDER/result.json. It may be stopped: rounds that are there are not run again while
+commit, machine, versions and settings are the same. With `--seconds N` it ends by then with exit code 3
+and the same command goes on, so that a quiet machine is needed for a minute or two at a time.
+`--list` says what is missing, `--part NAME` measures one part in this process. `native_card` writes the
+result's tables into docs/native.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import json
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from statistics import median
-from typing import Any
 
-import numpy as np
-import torch
+from stagebeam.benchmarks.speed import native_engines, native_parts
+from stagebeam.benchmarks.speed.bench_command import INCOMPLETE
+from stagebeam.benchmarks.speed.native_result import SavedPart
+from stagebeam.benchmarks.speed.native_setting import Part, Race, Settings
 
-from stagebeam.benchmarks import provenance
-from stagebeam.benchmarks.baselines.hf_model import HFModel
-from stagebeam.benchmarks.baselines.peers import Peer, PeerRun, peers
-from stagebeam.benchmarks.midsize import smollm2_folder
-from stagebeam.benchmarks.speed import bundled_race
-from stagebeam.benchmarks.speed.instructions import instructions
-from stagebeam.benchmarks.speed.native_run import NativeRun
-from stagebeam.benchmarks.speed.native_table import table
-from stagebeam.benchmarks.speed.statistics import paired_ratio, spread
-from stagebeam.bindings import _cpu
-from stagebeam.engine.checkpoints import BUNDLED_CHECKPOINT
-
-FORMATS = ("float32", "bfloat16", "int8", "int4")
-_PAUSE = 0.25  # seconds in which other engines' threads stop spinning
-_BANDWIDTH_BYTES = 256 << 20
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "native"
+PARTS: dict[str, Part] = native_parts.PARTS | native_engines.PARTS
 
 
-class Race:
-    """The settings and what every part needs."""
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.prompt, self.tokens = arguments.prompt, arguments.tokens
-        self.rounds, self.threads = arguments.rounds, arguments.threads
-        self.formats: list[str] = arguments.formats.split(",")
-        self.folder = smollm2_folder()
-        self._rng = np.random.default_rng(arguments.seed)
-        self.pool = _cpu.ThreadPool(arguments.threads)
-        torch.set_num_threads(arguments.threads)
-
-    def prompts(self, count: int, length: int | None = None) -> list[list[int]]:
-        """New random prompts, so that no engine has seen them."""
-        return self._rng.integers(100, 40_000, (count, length or self.prompt)).tolist()
-
-    def bandwidth(self) -> float:
-        """Bytes a second that the threads read together."""
-        return _cpu.read_bandwidth(self.pool, _BANDWIDTH_BYTES, 3) * 1e9
-
-    def gemm_rate(self, name: str) -> float:
-        """Multiply-adds a second of a format's product, weights in the cache, 128 rows."""
-        x = np.random.default_rng(0).standard_normal((128, 576), dtype=np.float32)
-        matrix = _cpu.PackedMatrix(1536, 576, name.replace("bfloat16", "bf16"))
-        matrix.pack_rows(0, np.ones((1536, 576), np.float32))
-        best = 0.0
-        for _ in range(10):
-            began = time.perf_counter()
-            _cpu.linear(self.pool, matrix, x)
-            best = max(best, 128 * 1536 * 576 / (time.perf_counter() - began))
-        return best
-
-    def native(self) -> dict[str, NativeRun]:
-        return {name: NativeRun(self.folder, name, self.threads) for name in self.formats}
-
-
-def decode(race: Race) -> dict[str, Any]:
-    """Steps of 1, 4 and 8 branches of one prompt, in every format, against the floor."""
-    runs = race.native()
-    records: list[dict[str, Any]] = []
-    cases = [(name, branches) for name in runs for branches in (1, 4, 8)]
-    for number in range(race.rounds):
-        for name, branches in _turned(cases, number):
-            run = runs[name]
-            run.prefill(race.prompts(1), branches, race.tokens)
-            # Bandwidth and cores change from second to second here: they are measured beside.
-            before = race.bandwidth()
-            steps = [run.step() for _ in range(race.tokens)]
-            bandwidth = (before + race.bandwidth()) / 2
-            records.append(
-                {
-                    "round": number,
-                    "format": name,
-                    "branches": branches,
-                    "step_seconds": median(steps),
-                    "bandwidth": bandwidth,
-                    "gemm_rate": race.gemm_rate(name),
-                    "multiply_adds": run.multiply_adds(branches, race.prompt + race.tokens // 2),
-                    "weight_bytes": run.decode_bytes,
-                    "kv_bytes": run.kv_bytes,
-                    "least_kv_bytes": run.least_kv_bytes(race.prompt, branches, 1, race.tokens),
-                }
-            )
-    return {"records": records, "summary": _decode_summary(records)}
-
-
-def _decode_summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    rows = []
-    for name, branches in dict.fromkeys((r["format"], r["branches"]) for r in records):
-        own = [r for r in records if (r["format"], r["branches"]) == (name, branches)]
-        alone = [r for r in records if (r["format"], r["branches"]) == (name, 1)]
-        floors = [(r["weight_bytes"] + r["kv_bytes"]) / r["bandwidth"] for r in own]
-        bounds = [max(f, r["multiply_adds"] / r["gemm_rate"]) for f, r in zip(floors, own)]
-        seconds = [r["step_seconds"] for r in own]
-        rows.append(
-            {
-                "format": name,
-                "branches": branches,
-                "step_seconds": spread(seconds),
-                "tokens_per_second": branches / median(seconds),
-                "bandwidth": median(r["bandwidth"] for r in own),
-                "gemm_rate": median(r["gemm_rate"] for r in own),
-                "percent_of_floor": 100 * median(f / s for f, s in zip(floors, seconds)),
-                "over_bound": median(s / b for s, b in zip(seconds, bounds)),
-                "over_one_branch": paired_ratio(seconds, [r["step_seconds"] for r in alone]),
-                "kv_over_least": own[0]["kv_bytes"] / own[0]["least_kv_bytes"],
-            }
-        )
-    return rows
-
-
-def trunk(race: Race) -> dict[str, Any]:
-    """The cache bytes that attention reads with 8 branches on a shared trunk of 1,024 tokens."""
-    run = NativeRun(race.folder, race.formats[-1], race.threads)
-    run.prefill(race.prompts(1, 1024), 8, 16)
-    for _ in range(16):
-        run.step()
-    least = run.least_kv_bytes(1024, 8, 1, 16)
-    return {"kv_bytes": run.kv_bytes, "least_kv_bytes": least, "ratio": run.kv_bytes / least}
-
-
-def prefill(race: Race) -> dict[str, Any]:
-    """One prompt to its first token, ours in every format and HF in float32."""
-    model = _hf(race)
-    runs = race.native()
-
-    def hf() -> float:
-        ids = torch.tensor(race.prompts(1))
-        began = time.perf_counter()
-        with torch.inference_mode():
-            model(input_ids=ids, logits_to_keep=1).logits.argmax(-1)
-        return time.perf_counter() - began
-
-    calls: dict[str, Callable[[], float]] = {"HF float32": hf}
-    for name, run in runs.items():
-        calls[name] = partial(_native_prefill, run, race)
-    times = _alternate(calls, race.rounds)
-    return {
-        "seconds": {name: spread(values) for name, values in times.items()},
-        "hf_over": {name: paired_ratio(times["HF float32"], times[name]) for name in runs},
-    }
-
-
-def engines(race: Race, names: Sequence[str], batches: Sequence[int]) -> dict[str, Any]:
-    """Tokens a second of other engines and of ours, distinct prompts, alternating."""
-    loaded = {
-        name: make() for name, make in peers(race.threads, max(batches)).items() if name in names
-    }
-    runs = race.native()
-    summary: dict[str, Any] = {}
-    hf = _hf(race) if "hf" in names else None
-    for batch in batches:
-        calls = _engine_calls(race, batch, list(loaded.values()), runs, hf)
-        for call in calls.values():
-            call()  # warm
-        summary[str(batch)] = _rates(_alternate(calls, race.rounds))
-    return summary
-
-
-def bundled(race: Race) -> dict[str, Any]:
-    """Tokens a second of the bundled checkpoint with an image, 4 rows, beside HF `generate`."""
-    batch, prompt = 4, 256
-    model = HFModel(BUNDLED_CHECKPOINT)
-    ours = {name: bundled_race.open_engine(name, race.threads) for name in bundled_race.FORMATS}
-    calls: dict[str, Callable[[], float]] = {
-        "HF float32": partial(bundled_race.hf_rate, model, batch, prompt, race.tokens)
-    }
-    for name, engine in ours.items():
-        calls[f"stagebeam {name}"] = partial(
-            bundled_race.our_rate, engine, batch, prompt, race.tokens
-        )
-    try:
-        for call in calls.values():
-            call()  # warm
-        return {str(batch): _rates(_alternate(calls, race.rounds))}
-    finally:
-        for engine in ours.values():
-            engine.close()
-
-
-def _rates(rates: dict[str, list[float]]) -> dict[str, Any]:
-    """Each contender's tokens a second, and ours over each other's."""
-    return {
-        "tokens_per_second": {name: spread(values) for name, values in rates.items()},
-        "ours_over": {
-            f"{ours} / {other}": paired_ratio(rates[ours], rates[other])
-            for ours in rates
-            if ours.startswith("stagebeam")
-            for other in rates
-            if not other.startswith("stagebeam")
-        },
-    }
-
-
-def _engine_calls(
-    race: Race, batch: int, loaded: Sequence[Peer], runs: dict[str, NativeRun], hf: Any
-) -> dict[str, Callable[[], float]]:
-    """What measures each contender's tokens a second."""
-    calls: dict[str, Callable[[], float]] = {}
-    for peer in loaded:
-        calls[peer.name] = partial(_peer_rate, peer, race, batch)
-    if hf is not None:
-        calls["HF float32"] = lambda: _hf_rate(hf, race.prompts(batch), race.tokens)
-    for name, run in runs.items():
-        calls[f"stagebeam {name}"] = partial(_native_rate, run, race, batch)
-    return calls
-
-
-def gemm(race: Race) -> dict[str, Any]:
-    """Multiply-adds a second of each format's product."""
-    rates = {name: max(race.gemm_rate(name) for _ in range(race.rounds)) for name in race.formats}
-    return {"multiply_adds_per_second": rates}
-
-
-def _native_prefill(run: NativeRun, race: Race) -> float:
-    return run.prefill(race.prompts(1), 1, 16)
-
-
-def _peer_rate(peer: Peer, race: Race, batch: int) -> float:
-    return peer.generate(race.prompts(batch), race.tokens).tokens_per_second
-
-
-def _native_rate(run: NativeRun, race: Race, batch: int) -> float:
-    run.prefill(race.prompts(batch), 1, race.tokens)
-    began = time.perf_counter()
-    for _ in range(race.tokens - 1):
-        run.step()
-    return batch * (race.tokens - 1) / (time.perf_counter() - began)
-
-
-def _hf(race: Race) -> Any:
-    from transformers import AutoModelForCausalLM, GenerationConfig
-
-    model: Any = AutoModelForCausalLM.from_pretrained(race.folder, dtype=torch.float32).eval()
-    model.generation_config = GenerationConfig()
-    return model
-
-
-def _hf_rate(model: Any, prompts: Sequence[Sequence[int]], num_tokens: int) -> float:
-    from transformers import GenerationConfig
-
-    from stagebeam.benchmarks.baselines.hf_model import Stamps
-
-    stamps, ids = Stamps(), torch.tensor(prompts)
-    with torch.inference_mode():
-        model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=GenerationConfig(max_new_tokens=num_tokens, pad_token_id=0),
-            stopping_criteria=[stamps],
-        )
-    run = PeerRun(
-        prefill_seconds=0,
-        decode_seconds=stamps.times[-1] - stamps.times[0],
-        decode_tokens=len(prompts) * (num_tokens - 1),
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what is missing; exit code 3 where the time ended first."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    settings = Settings(
+        **{f.name: getattr(options, f.name) for f in fields(Settings) if f.name != "formats"},
+        formats=tuple(options.formats.split(",")),
     )
-    return run.tokens_per_second
+    end = None if options.seconds is None else time.perf_counter() + options.seconds
+    if options.part is not None:
+        part = PARTS[options.part]
+        saved = SavedPart(options.part, part, settings, options.output)
+        if options.again:
+            saved.forget()
+        return measure(Race(settings, options.part), part, saved, end)
+    names = options.only.split(",") if options.only else list(PARTS)
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        parser.error(f"no part is called {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    saved_parts = {n: SavedPart(n, PARTS[n], settings, options.output) for n in names}
+    waiting = [n for n, saved in saved_parts.items() if options.again or saved.num_missing]
+    if options.list:
+        for name in waiting:
+            rounds, seconds = saved_parts[name].num_missing, PARTS[name].seconds
+            print(f"{name}: {rounds} rounds missing, about {seconds:.0f} s to load and for one")
+        return 0
+    for number, name in enumerate(waiting):
+        left = None if end is None else end - time.perf_counter()
+        if left is not None and number > 0 and left < PARTS[name].seconds:
+            return _stopped(name)
+        code = _in_own_process(name, options, left)
+        if code:
+            return _stopped(name) if code == INCOMPLETE else code
+    return 0
 
 
-def _turned(items: Sequence[Any], number: int) -> list[Any]:
-    turn = number % len(items)
-    return [*items[turn:], *items[:turn]]
+def measure(race: Race, part: Part, saved: SavedPart, end: float | None) -> int:
+    """The part's missing rounds: at least one, then as many as end before `end`."""
+    if not saved.num_missing:
+        return 0
+    with part.open(race) as measure_round:
+        longest = 0.0
+        while saved.num_missing:
+            began = time.perf_counter()
+            if end is not None and longest and began + longest > end:
+                return INCOMPLETE
+            race.begin_round(saved.next_round)
+            before = race.bandwidth()
+            records = measure_round(saved.next_round)
+            saved.add(records, (before + race.bandwidth()) / 2)
+            longest = max(longest, time.perf_counter() - began)
+    return 0
 
 
-def _alternate(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    values: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds):
-        for name in _turned(list(calls), number):
-            gc.collect()
-            time.sleep(_PAUSE)
-            values[name].append(calls[name]())
-    return values
+def _in_own_process(name: str, options: argparse.Namespace, seconds: float | None) -> int:
+    """Measure a part where no other engine's threads have been."""
+    command = [sys.executable, "-m", "stagebeam.benchmarks.speed.native_race", "--part", name]
+    output: Path = options.output.resolve()
+    here = Path.cwd()
+    if output.is_relative_to(here):  # results keep their command
+        output = output.relative_to(here)
+    command += ["--output", str(output), "--formats", options.formats]
+    for field in fields(Settings):
+        if field.name != "formats":
+            command += [f"--{field.name}", str(getattr(options, field.name))]
+    if options.again:
+        command.append("--again")
+    if seconds is not None:
+        command += ["--seconds", f"{seconds:.0f}"]
+    print(f"== {name}", file=sys.stderr, flush=True)
+    code = subprocess.run(command).returncode
+    if code not in (0, INCOMPLETE):
+        print(f"{name} failed with exit code {code}", file=sys.stderr)
+    return code
 
 
-PARTS: dict[str, Callable[[Race], dict[str, Any]]] = {
-    "decode": decode,
-    "trunk": trunk,
-    "gemm": gemm,
-    "prefill": prefill,
-    "bundled": bundled,
-    "instructions": lambda race: instructions(),
-    "hf": lambda race: engines(race, ["hf"], [1]),
-    "hf-batch": lambda race: engines(race, ["hf"], [4]),
-    "llamacpp": lambda race: engines(race, ["llamacpp"], [1, 4]),
-    "openvino": lambda race: engines(race, ["openvino"], [1, 4]),
-    "ctranslate2-float32": lambda race: engines(race, ["ctranslate2-float32"], [1, 4]),
-    "ctranslate2-int8": lambda race: engines(race, ["ctranslate2-int8"], [1, 4]),
-}
+def _stopped(name: str) -> int:
+    print(f"time is up at {name}; the same command goes on", file=sys.stderr)
+    return INCOMPLETE
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=[*PARTS, "table"], required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--formats", default=",".join(FORMATS))
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    path: Path = arguments.output / "result.json"
-    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"parts": {}}
-    if arguments.part != "table":
-        # Each part its own prompts: an engine may keep those of an earlier one.
-        arguments.seed += list(PARTS).index(arguments.part)
-        race = Race(arguments)
-        before = race.bandwidth()
-        measured = PARTS[arguments.part](race)
-        settings = {k: v for k, v in vars(arguments).items() if k != "output"}
-        result["parts"][arguments.part] = {
-            "result": measured,
-            "settings": settings,
-            "isa": _cpu.active_isa(),
-            "bandwidth_bytes_per_second": [before, race.bandwidth()],
-            "machine": provenance.machine(),
-            "versions": provenance.versions(),
-            "commit": provenance.commit(),
-        }
-        arguments.output.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(result))
+def _parser() -> argparse.ArgumentParser:
+    defaults = Settings()
+    parser = argparse.ArgumentParser(prog="native_race", description=__doc__)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--part", choices=list(PARTS), help="this part alone, in this process")
+    parser.add_argument("--only", metavar="LIST", help="these parts instead of all")
+    parser.add_argument("--seconds", type=float, help="end by then; the same command goes on")
+    parser.add_argument("--again", action="store_true", help="start over instead of going on")
+    parser.add_argument("--list", action="store_true", help="print what is missing and stop")
+    parser.add_argument("--formats", default=",".join(defaults.formats))
+    parser.add_argument("--prompt", type=int, default=defaults.prompt)
+    parser.add_argument("--tokens", type=int, default=defaults.tokens)
+    parser.add_argument("--rounds", type=int, default=defaults.rounds)
+    parser.add_argument("--threads", type=int, default=defaults.threads)
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

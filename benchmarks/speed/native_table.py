@@ -1,66 +1,101 @@
-"""The race's result as text."""
+"""The race's parts as Markdown tables, their numbers as they were measured."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from stagebeam.benchmarks.accuracy.table import markdown_table
+from stagebeam.benchmarks.speed.native_engines import BATCHES, EQUAL_BITS, name_of
 
-def table(result: dict[str, Any]) -> str:
-    """Markdown: a section a part, its numbers as they were measured."""
-    lines: list[str] = []
-    for name, part in result["parts"].items():
-        low, high = (value / 1e9 for value in part["bandwidth_bytes_per_second"])
-        lines += ["", f"### {name} ({part['isa']}, reads {low:.1f} and {high:.1f} GB/s)", ""]
-        measured = part["result"]
-        if name == "decode":
-            lines += _decode(measured["summary"])
-        elif name == "prefill":
-            lines += ["| | seconds | HF float32 over it |", "|---|---|---|"]
-            for key, seconds in measured["seconds"].items():
-                ratio = measured["hf_over"].get(key)
-                over = f"{ratio['median']:.2f}" if ratio else ""
-                lines.append(f"| {key} | {seconds['median']:.3f} | {over} |")
-        elif name == "gemm":
-            for key, rate in measured["multiply_adds_per_second"].items():
-                lines.append(f"- {key}: {rate / 1e9:.0f} G multiply-adds a second")
-        elif name == "instructions":
-            if "skipped" in measured:
-                lines.append(f"Skipped: {measured['skipped']}")
-            for key, count in measured.get("instructions", {}).items():
-                lines.append(f"- {key}: {count:,} instructions (AVX2)")
-        elif name == "trunk":
-            lines.append(f"- KV bytes read / least possible: {measured['ratio']:.3f}")
-        else:
-            lines += _engines(measured)
-    return "\n".join(lines)
+Parts = Mapping[str, dict[str, Any]]
 
 
-def _decode(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "| format | branches | step ms (20-80 %) | tokens/s | % of floor | over 1 branch "
-        "| over max(bytes, products) |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|")
-    for row in rows:
+def decode_table(part: dict[str, Any]) -> str:
+    rows = []
+    for row in part["result"]["rows"]:
         s = {key: 1000 * value for key, value in row["step_seconds"].items()}
-        lines.append(
-            f"| {row['format']} | {row['branches']} | {s['median']:.2f} "
-            f"({s['p20']:.2f}-{s['p80']:.2f}) | {row['tokens_per_second']:.0f} | "
-            f"{row['percent_of_floor']:.0f} | {row['over_one_branch']['median']:.2f} | "
-            f"{row['over_bound']:.2f} |"
-        )
-    return lines
-
-
-def _engines(measured: dict[str, Any]) -> list[str]:
-    lines = ["| batch | engine | tokens/s (20-80 %) |", "|---|---|---|"]
-    for batch, part in measured.items():
-        for name, s in part["tokens_per_second"].items():
-            lines.append(
-                f"| {batch} | {name} | {s['median']:.0f} ({s['p20']:.0f}-{s['p80']:.0f}) |"
+        floor, reads = row["percent_of_floor"], row["bandwidth"]
+        rows.append(
+            (
+                row["format"],
+                row["branches"],
+                f"{s['median']:.2f} ({s['p20']:.2f}-{s['p80']:.2f})",
+                f"{row['tokens_per_second']:.0f}",
+                f"{floor['median']:.0f} ({floor['p20']:.0f}-{floor['p80']:.0f})",
+                f"{row['over_one_branch']['median']:.2f}",
+                f"{row['over_bound']['median']:.2f}",
+                f"{reads['p20'] / 1e9:.0f}-{reads['p80'] / 1e9:.0f}",
             )
-    lines += ["", "| batch | ratio | median |", "|---|---|---|"]
-    for batch, part in measured.items():
-        for name, ratio in part["ours_over"].items():
-            lines.append(f"| {batch} | {name} | {ratio['median']:.2f} |")
-    return lines
+        )
+    headings = (
+        *("format", "branches", "step ms (20-80 %)", "tokens/s", "% of floor (20-80 %)"),
+        *("over one branch", "over bytes or products", "reads GB/s"),
+    )
+    return markdown_table(headings, rows)
+
+
+def gemm_and_prefill_table(parts: Parts) -> str:
+    """A row a format: products of 128 rows, and a prompt to its first token."""
+    rates = parts["gemm"]["result"]["best"] if "gemm" in parts else {}
+    prefill = parts["prefill"]["result"]["seconds"] if "prefill" in parts else {}
+    over = parts["prefill"]["result"]["ours_over"] if "prefill" in parts else {}
+    rows = []
+    for name in dict.fromkeys([*(n.removeprefix("stagebeam ") for n in prefill), *rates]):
+        ours = f"stagebeam {name}"
+        seconds = prefill.get(ours, prefill.get(name))
+        ratio = over.get(f"{ours} / HF float32")
+        rows.append(
+            (
+                name,
+                f"{rates[name] / 1e9:.0f}" if name in rates else "",
+                f"{1000 * seconds['median']:.0f}" if seconds else "",
+                f"{ratio['median']:.2f}" if ratio else "",
+            )
+        )
+    headings = "", "G multiply-adds/s, 128 rows", "prefill ms", "HF float32 over it"
+    return markdown_table(headings, rows)
+
+
+def engines_table(parts: Parts) -> str:
+    """A row an engine and batch: tokens a second of both, and ours over the engine's."""
+    rows = []
+    for name in [name_of(engine, batch) for engine in EQUAL_BITS for batch in BATCHES]:
+        if name not in parts:
+            continue
+        result, batch = parts[name]["result"], name.rpartition("batch")[2]
+        for pair, ratio in result["ours_over"].items():
+            ours, other = pair.split(" / ")
+            rates = result["tokens_per_second"]
+            rows.append(
+                (batch, other, _spread(rates[other]), ours, _spread(rates[ours]), _ratio(ratio))
+            )
+    headings = "batch", "engine", "tokens/s (20-80 %)", "", "tokens/s (20-80 %)", "times (95 %)"
+    return markdown_table(headings, rows)
+
+
+def instructions_table(part: dict[str, Any]) -> str:
+    result = part["result"]
+    if "skipped" in result:
+        return f"Not counted: {result['skipped']}."
+    counts = {tuple(case.split(":")): count for case, count in result["instructions"].items()}
+    kernels = dict.fromkeys((kernel, name) for kernel, name, _ in counts)
+    sizes = list(dict.fromkeys(rows for *_, rows in counts))
+    body = [
+        (kernel, name, *(f"{counts[kernel, name, rows]:,}" for rows in sizes))
+        for kernel, name in kernels
+    ]
+    headings = ("kernel", "format", *(f"{rows} row{'s' if rows != '1' else ''}" for rows in sizes))
+    return markdown_table(headings, body)
+
+
+def _spread(s: dict[str, float]) -> str:
+    return f"{s['median']:.0f} ({s['p20']:.0f}-{s['p80']:.0f})"
+
+
+def _ratio(ratio: dict[str, Any]) -> str:
+    text = f"{ratio['median']:.2f}"
+    if ratio["interval"] is None:
+        return text
+    low, high = ratio["interval"]
+    return f"{text} ({low:.2f}-{high:.2f})"

@@ -3,9 +3,6 @@ in every format, and what an engine must do beside."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from probe import choices, held
@@ -138,52 +135,3 @@ def test_poll_steps_follow_the_models_size() -> None:
     assert default_poll_steps(1 << 20) == 16
     assert default_poll_steps(8 << 20) == 8
     assert default_poll_steps(1 << 30) == 1
-
-
-_PEAK = """
-import sys, threading, time
-import torch
-from stagebeam.engine.models.loader import load_native_model
-from stagebeam.engine.models.safetensors_files import SafetensorsFiles
-from stagebeam.kernels.registry import resolve
-from pathlib import Path
-
-def anonymous():
-    with open("/proc/self/status") as file:
-        return next(int(l.split()[1]) * 1024 for l in file if l.startswith("RssAnon"))
-
-ops = resolve("auto")
-load_native_model(sys.argv[3], weight_format="float32", backend_ops=ops)  # imports, pools
-before, peak, is_done = anonymous(), 0, False
-
-def watch():
-    global peak
-    while not is_done:
-        peak = max(peak, anonymous())
-        time.sleep(0.0005)
-
-thread = threading.Thread(target=watch)
-thread.start()
-model = load_native_model(sys.argv[1], weight_format=sys.argv[2], backend_ops=ops)
-is_done = True
-thread.join()
-files = SafetensorsFiles(Path(sys.argv[1]))
-largest = max(files[name].numel() * files[name].element_size() for name in files)
-print(max(peak, anonymous()) - before, model.weight_bytes, largest)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_loading_takes_little_more_than_the_packed_model(smollm2_folder, mllama, dtype) -> None:
-    """Anonymous memory at its peak, above the level before: mapped files are not in it."""
-    done = subprocess.run(
-        [sys.executable, "-c", _PEAK, str(smollm2_folder), dtype, str(mllama.folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    peak, packed, largest = map(int, done.stdout.split())
-    assert packed * 0.9 < peak <= 1.15 * packed + largest

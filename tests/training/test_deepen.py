@@ -9,11 +9,16 @@ import torch
 from tokenizers import Tokenizer
 from transformers import MllamaForConditionalGeneration
 
-from stagebeam.engine.errors import InvalidInputError
 from stagebeam.training.shapes import deepen
 from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.judge_pairs import JudgePair
-from stagebeam.training.shapes.marks import DECIDING_WEIGHT, MARK_LAYERS, WORD_LAYERS, mark_pair
+from stagebeam.training.shapes.marks import (
+    DECIDING_WEIGHT,
+    MARK_LAYERS,
+    WORD_LAYERS,
+    WRONG_WEIGHT,
+    mark_pair,
+)
 from stagebeam.training.shapes.model import initialise_, shapes_config, write_like
 from stagebeam.training.shapes.streams import TASKS
 
@@ -37,7 +42,7 @@ def test_the_first_difference_is_marked_in_both_candidates(
     words = [encoder.tokenizer.decode([token]) for token in ids]
     marks = mark_pair(encoder, pair, user)
     assert len({mark.position for mark in marks}) == len(marks)
-    deciding = [mark for mark in marks if mark.weight == DECIDING_WEIGHT]
+    deciding = [mark for mark in marks if mark.weight in (DECIDING_WEIGHT, WRONG_WEIGHT)]
     said = [
         (words[m.position].strip(), encoder.tokenizer.decode([m.token]).strip(), m.early)
         for m in deciding
@@ -62,7 +67,26 @@ def test_what_follows_a_mistake_is_not_marked(encoder: ChatEncoder) -> None:
     second = user.index("Response 2")
     offsets = encoder.tokenizer.encode(user, add_special_tokens=False).offsets
     after = [m for m in mark_pair(encoder, pair, user) if offsets[m.position][0] > second]
-    assert [mark.weight for mark in after] == [DECIDING_WEIGHT, DECIDING_WEIGHT]
+    assert [mark.weight for mark in after] == [DECIDING_WEIGHT, WRONG_WEIGHT]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_text_that_ends_early_is_marked_after_its_end(
+    encoder: ChatEncoder, is_first: bool
+) -> None:
+    right, wrong = "top left red circle, top right", "top left red circle,"
+    user = JudgePair("caption", "", (), right, wrong, is_first).user_text()
+    words = [encoder.tokenizer.decode([token]) for token in (*encoder.ids(user), 0)]
+    marks = mark_pair(encoder, JudgePair("caption", "", (), right, wrong, is_first), user)
+    wrong_ones = [
+        mark for mark in marks if encoder.tokenizer.decode([mark.token]).strip() == "incorrect"
+    ]
+    assert len(wrong_ones) == 1
+    after = wrong_ones[0].position
+    assert words[after - 1] == ","
+    assert after == len(words) - 1 if is_first else words[after].strip() == ""
+    asked = next(mark for mark in marks if mark.position == after - 1)
+    assert (encoder.tokenizer.decode([asked.token]), asked.early) == (" top", WORD_LAYERS)
 
 
 def test_new_layers_change_no_answer(tmp_path: Path) -> None:
@@ -81,8 +105,6 @@ def test_new_layers_change_no_answer(tmp_path: Path) -> None:
     ids = torch.randint(7, 600, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, deeper(input_ids=ids).logits)
-    with pytest.raises(InvalidInputError, match="7 text layers; got 10"):
-        deepen.write_deepened_start(tmp_path / "deeper", tmp_path / "again")
 
 
 def test_the_recipe_names_tasks_that_exist() -> None:

@@ -11,7 +11,8 @@ import torch
 from tokenizers import Tokenizer
 
 from stagebeam.training.shapes.encoding import ChatEncoder
-from stagebeam.training.shapes.facts import draw_fact, fact_text, wrong_fact
+from stagebeam.training.shapes.facts import draw_fact, fact_text
+from stagebeam.training.shapes.mistakes import wrong_fact
 from stagebeam.training.shapes.scene import COLUMNS, ROWS
 from stagebeam.training.shapes.streams import NUM_FACTS, VERDICT_WEIGHT, ShapesStream
 

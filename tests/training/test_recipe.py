@@ -14,12 +14,10 @@ from transformers import MllamaForConditionalGeneration
 from stagebeam.training.easy_vqa import COLORS as EASY_COLORS
 from stagebeam.training.easy_vqa import SHAPES as EASY_SHAPES
 from stagebeam.training.progress import Progress
-from stagebeam.training.shapes.annotate import annotate
 from stagebeam.training.shapes.check import ShapesCheck
 from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.model import initialise_, shapes_config
-from stagebeam.training.shapes.own_mistakes import OwnMistakes, _first_mistake, collect_mistakes
-from stagebeam.training.shapes.questions import sample_question
+from stagebeam.training.shapes.own_mistakes import OwnMistakes, collect_mistakes
 from stagebeam.training.shapes.recipe import phases
 from stagebeam.training.shapes.scene import sample_scene
 from stagebeam.training.shapes.sight import (
@@ -95,21 +93,11 @@ def test_the_first_lesson_teaches_the_tower_alone_and_the_same_each_time() -> No
     assert len(changed) > 10
 
 
-def test_an_own_mistake_is_the_first_wrong_stage() -> None:
-    rng = random.Random(4)
-    scene = sample_scene(rng, "train")
-    right = annotate(sample_question(rng, scene), scene)
-    said = {"summary": right.summary, "caption": "nothing.", "reasoning": "x", "conclusion": "y"}
-    assert _first_mistake(said, right) == ("caption", "nothing.", right)
-    said = {"summary": right.summary}
-    assert _first_mistake(said, right) is None  # cut off: no text to judge
-
-
 def test_own_mistakes_make_judge_examples(mistakes: Path, encoder: ChatEncoder) -> None:
     rows = [json.loads(line) for line in mistakes.read_text().splitlines()]
     assert all(row["pair"]["right"] != row["pair"]["wrong"] for row in rows)
     assert not list(mistakes.parent.glob("*.part"))
-    own = OwnMistakes(mistakes, encoder, seed=1)
+    own = OwnMistakes(mistakes, encoder)
     assert len(own) % len(rows) == 0
     both, again = own[3], own[3]
     texts = [encoder.tokenizer.decode(example.input_ids.tolist()) for example in both]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,11 @@ def test_export_equals_the_trained_model(kind, request, tmp_path, data_dir):
             parameter.add_(0.05 * torch.randn_like(parameter))
     objective = SFTObjective(model)
     alone = World(0, 1, torch.device("cpu"), False)
-    folder = export_model(objective, model_dir, tmp_path / "out", alone, max_shard_size="60KB")
+    source = shutil.copytree(model_dir, tmp_path / "source")
+    defaults = json.dumps({"do_sample": True, "temperature": 0.6, "top_p": 0.9})
+    (source / "generation_config.json").write_text(defaults)
+    folder = export_model(objective, source, tmp_path / "out", alone, max_shard_size="60KB")
+    assert (folder / "generation_config.json").read_text() == defaults
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     loaded = auto.from_pretrained(folder)
     assert loaded.dtype == torch.float32

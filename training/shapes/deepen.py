@@ -14,7 +14,6 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from stagebeam.engine.errors import InvalidInputError
 from stagebeam.training.config import Phase, TrainConfig
 from stagebeam.training.progress import Progress
 from stagebeam.training.shapes.check import ShapesCheck
@@ -25,7 +24,7 @@ from stagebeam.training.shapes.own_mistakes import collect_mistakes
 from stagebeam.training.trainer import Trainer
 from stagebeam.training.world import made_once
 
-FIRST_LAYERS, NEW_LAYERS = 7, 3
+SECOND_LAYERS, NEW_LAYERS = 7, 3
 GROW_SEED = 17
 CHECK_SEED = 11
 MISTAKE_QUESTIONS = 400
@@ -156,17 +155,20 @@ def deepen_shapes(model: Path, output: Path, config: TrainConfig) -> Progress:
     return Trainer(reword / "final", output, config, phases, eval_fn=check).train()
 
 
+def num_text_layers(model: Path) -> int:
+    """Of an export, as its config says."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model)
+    return int(config.text_config.num_hidden_layers)
+
+
 def write_deepened_start(model: Path, folder: Path) -> None:
     """The export `model` with NEW_LAYERS more text layers, whole or not at all; its answers are the
     same, bit for bit."""
     from transformers import AutoConfig, MllamaForConditionalGeneration
 
     config = AutoConfig.from_pretrained(model)
-    if config.text_config.num_hidden_layers != FIRST_LAYERS:
-        raise InvalidInputError(
-            f"{model} must be an export of the second part, with {FIRST_LAYERS} text layers; got "
-            f"{config.text_config.num_hidden_layers}"
-        )
     config.text_config.num_hidden_layers += NEW_LAYERS
     deeper = MllamaForConditionalGeneration.from_pretrained(
         model, config=config, dtype=torch.float32

@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 
 from stagebeam.training.shapes.annotate import compare_text, relation_text, sum_text
-from stagebeam.training.shapes.mistakes import wrong_conclusion
 from stagebeam.training.shapes.questions import RELATIONS
 from stagebeam.training.shapes.scene import COLUMNS, MAX_THINGS, ROWS
 
@@ -40,8 +39,3 @@ def draw_fact(rng: random.Random) -> Fact:
 def fact_text(fact: Fact) -> str:
     """The end of a reasoning that has come to this fact."""
     return f"{fact[0]} {fact[1]}. So {fact[1]}."
-
-
-def wrong_fact(rng: random.Random, fact: Fact) -> Fact:
-    """The same with another result."""
-    return fact[0], wrong_conclusion(rng, fact[1])

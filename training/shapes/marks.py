@@ -13,7 +13,10 @@ from stagebeam.training.shapes.encoding import ChatEncoder, Mark
 from stagebeam.training.shapes.judge_pairs import SHAPES_PLAN, JudgePair
 
 WORD_LAYERS, MARK_LAYERS = 3, 1  # before so many of the last layers
-DECIDING_WEIGHT = 2.0  # of the marks at the first difference
+DECIDING_WEIGHT, WRONG_WEIGHT = (
+    2.0,
+    6.0,
+)  # of the marks at the first difference, of the wrong one there
 PLAIN_WEIGHT, PLAIN_TOTAL = 0.25, 3.0  # of each other mark, at most; of all in a candidate, about
 
 
@@ -21,8 +24,8 @@ def mark_pair(encoder: ChatEncoder, pair: JudgePair, user_text: str) -> list[Mar
     """Marks on both candidates, by their positions in the user text's ids, one a position at most.
 
     Up to the first difference both candidates are right. There the right word is to be predicted in
-    both, and the wrong one marked; what comes after it follows from the mistake and is left unmarked,
-    unless the texts run in step again.
+    both, and the wrong one marked, where one text ends what stands after its end; what comes after the
+    difference follows from the mistake and is left unmarked, unless the texts run in step again.
     """
     correct, incorrect = mark_ids(encoder)
     encoding = encoder.tokenizer.encode(user_text, add_special_tokens=False)
@@ -52,11 +55,14 @@ def mark_pair(encoder: ChatEncoder, pair: JudgePair, user_text: str) -> list[Mar
                 marks[position] = Mark(position, correct, weight, MARK_LAYERS)
             elif turn == 2:
                 marks[position - 1] = Mark(position - 1, right[count], weight, WORD_LAYERS)
-    if difference < min(len(good), len(bad)):
-        for span, token in ((good, correct), (bad, incorrect)):
-            at = span[difference]
+    for span, token, deciding in (
+        (good, correct, DECIDING_WEIGHT),
+        (bad, incorrect, WRONG_WEIGHT),
+    ):
+        at = span[difference] if difference < len(span) else span[-1] + 1  # what stands after it
+        if difference < len(right):
             marks[at - 1] = Mark(at - 1, right[difference], DECIDING_WEIGHT, WORD_LAYERS)
-            marks[at] = Mark(at, token, DECIDING_WEIGHT, MARK_LAYERS)
+        marks[at] = Mark(at, token, deciding, MARK_LAYERS)
     return sorted(marks.values(), key=lambda mark: mark.position)
 
 

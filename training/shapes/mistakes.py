@@ -1,7 +1,8 @@
 """Small mistakes: for each stage, a text that is wrong in one way.
 
-What comes after a mistake inside the same stage follows from it, as in a model's own errors. Every
-function returns a text that differs from the right one.
+What comes after a mistake inside the same stage mostly follows from it, as in a model's own errors
+(miswriting.py has those from which nothing follows). Every function returns a text that differs from
+the right one.
 """
 
 from __future__ import annotations
@@ -17,18 +18,10 @@ from stagebeam.training.shapes.annotate import (
     reasoning_text,
     summary_text,
 )
-from stagebeam.training.shapes.questions import RELATIONS, Filter, Question
-from stagebeam.training.shapes.scene import COLORS, SHAPES, SIZES, Scene, Thing
-
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "color": tuple(COLORS),
-    "shape": SHAPES,
-    "size": tuple(SIZES),
-}
-
-
-def other(rng: random.Random, choices: tuple[str, ...], value: str) -> str:
-    return rng.choice([choice for choice in choices if choice != value])
+from stagebeam.training.shapes.facts import Fact, draw_fact, fact_text
+from stagebeam.training.shapes.miswriting import ATTRIBUTES, miswritten, other, other_question
+from stagebeam.training.shapes.questions import RELATIONS, Question
+from stagebeam.training.shapes.scene import Scene, Thing
 
 
 def wrong_thing(rng: random.Random, thing: Thing) -> Thing:
@@ -44,7 +37,7 @@ def wrong_scene(rng: random.Random, scene: Scene) -> Scene:
     index = rng.randrange(len(scene))
     rest = [thing for i, thing in enumerate(scene) if i != index]
     free = [cell for cell in range(9) if all(cell != thing.cell for thing in scene)]
-    kind = rng.choices(("attribute", "place", "drop", "add"), (0.6, 0.2, 0.1, 0.1))[0]
+    kind = rng.choices(("attribute", "place", "drop", "add"), (0.5, 0.2, 0.2, 0.1))[0]
     if kind == "attribute":
         rest.append(wrong_thing(rng, scene[index]))
     elif kind == "place":
@@ -57,6 +50,8 @@ def wrong_scene(rng: random.Random, scene: Scene) -> Scene:
 
 def wrong_summary(rng: random.Random, question: Question) -> str:
     right = summary_text(question)
+    if rng.random() < 0.25:
+        return miswritten(rng, right)
     while True:
         wrong = question
         if question.kind == "place":
@@ -68,31 +63,38 @@ def wrong_summary(rng: random.Random, question: Question) -> str:
             if (wrong.operation in RELATIONS) != (kind == "relation"):
                 continue
         else:
-            index = rng.randrange(len(question.filters))
-            filters = list(question.filters)
-            filters[index] = _wrong_filter(rng, filters[index])
-            wrong = replace(question, filters=tuple(filters))
+            wrong = other_question(rng, question)
         if summary_text(wrong) != right:
             return summary_text(wrong)
 
 
-def _wrong_filter(rng: random.Random, one: Filter) -> Filter:
-    name = rng.choice(one.named)
-    return replace(one, **{name: other(rng, ATTRIBUTES[name], getattr(one, name))})
-
-
 def wrong_caption(rng: random.Random, scene: Scene) -> str:
+    if rng.random() < 0.25:
+        return miswritten(rng, caption_text(scene))
     return caption_text(wrong_scene(rng, scene))
 
 
 def wrong_reasoning(rng: random.Random, question: Question, scene: Scene) -> str:
-    """A misread object, a wrong yes or no, a miscount, a wrong last step, or a wrong "So"."""
+    """A misread object, a wrong yes or no, a miscount, a wrong last step, a wrong "So", a walk for
+    another filter, or the right text miswritten."""
     right = reasoning_text(question, scene)
     while True:
         draw = rng.random()
-        if draw < 0.35:
+        if draw < 0.25:
             wrong = _reasoning_of_wrong_scene(rng, question, scene)
-        elif draw < 0.85 and question.kind != "place":
+        elif draw < 0.45:
+            wrong = miswritten(rng, right)
+        elif draw < 0.58 and question.filters:
+            asked = other_question(rng, question)
+            if asked.kind == "relation" and not all(one.count(scene) for one in asked.filters):
+                continue
+            wrong = reasoning_text(asked, scene)
+        elif draw < 0.66 and question.operation:
+            fact = draw_fact(rng)
+            if f" {question.operation} " not in fact[0]:
+                continue
+            wrong = f"{right.rsplit('. ', 2)[0]}. {fact_text(fact)}"
+        elif draw < 0.9 and question.kind != "place":
             is_last = question.kind in ("compare", "arithmetic") and rng.random() < 0.2
             step = -1 if is_last else rng.randrange(len(scene))
             change = rng.choice((-1, 1)) if is_last or rng.random() < 0.4 else 0
@@ -142,6 +144,11 @@ def wrong_conclusion(rng: random.Random, answer: str) -> str:
     return wrong_thing(rng, Thing(0, size, color, shape)).words
 
 
+def wrong_fact(rng: random.Random, fact: Fact) -> Fact:
+    """The same with another result."""
+    return fact[0], wrong_conclusion(rng, fact[1])
+
+
 def wrong_answer(
     rng: random.Random, question: Question, scene: Scene, right: StagedAnswer
 ) -> StagedAnswer:
@@ -154,5 +161,5 @@ def wrong_answer(
     if stage == "caption":
         return replace(right, caption=wrong_caption(rng, scene))
     reasoning = wrong_reasoning(rng, question, scene)
-    conclusion = reasoning.rsplit(" So ", 1)[1][:-1]
+    conclusion = reasoning.rpartition(" So ")[2].rstrip(".") or right.conclusion
     return replace(right, reasoning=reasoning, conclusion=conclusion)

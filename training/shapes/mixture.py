@@ -57,5 +57,5 @@ def _dataset(encoder: ChatEncoder, task: str, mistakes: Path | None) -> ExampleD
         return EasyStream(encoder, seed=DATA_SEED)
     if task == "judge-own":
         assert mistakes is not None, "they have been collected"
-        return OwnMistakes(mistakes, encoder, seed=DATA_SEED)
+        return OwnMistakes(mistakes, encoder)
     return ShapesStream(task, encoder, seed=DATA_SEED, size=STREAM_SIZE)

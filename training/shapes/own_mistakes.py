@@ -1,8 +1,9 @@
-"""The model's own mistakes as judge examples: samples of an earlier export that are wrong.
+"""The model's own mistakes as judge examples: candidates of an export's own search that are wrong.
 
-Drawn mistakes (mistakes.py) are spread evenly; a model's own are not. Each is a stage of a sampled
-answer whose stages before it are right, beside the right text of that stage. Kept as JSON lines, so
-that a resumed training reads what the first part sampled.
+Drawn mistakes (mistakes.py) are spread evenly; a model's own are not. The export answers training
+questions by stage-level search; wherever the stages before one are right, each of that stage's wrong
+candidates stands beside the right text, as the judge meets them. Kept as JSON lines, so that a resumed
+training reads what was sampled.
 """
 
 from __future__ import annotations
@@ -11,109 +12,105 @@ import json
 import logging
 import os
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
+from PIL import Image
+
 from stagebeam.engine.engine import Engine
+from stagebeam.engine.outputs import Answer
 from stagebeam.engine.params import SamplingParams, SearchParams
-from stagebeam.training.shapes.annotate import StagedAnswer, annotate
+from stagebeam.training.shapes.annotate import annotate
 from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.judge_pairs import JudgePair, stage_hints
-from stagebeam.training.shapes.questions import KINDS, sample_question
+from stagebeam.training.shapes.questions import KINDS, Question, sample_question
 from stagebeam.training.shapes.scene import Scene, Thing, draw_scene, sample_scene
 from stagebeam.training.shapes.streams import Examples, pair_examples
 
 logger = logging.getLogger(__name__)
 
-TEMPERATURES = (1.0, 1.3, 1.6)
-NUM_SAMPLES = 2  # of a question at each temperature
-STAGES = ("summary", "caption", "reasoning", "conclusion")
+TEMPERATURE = 1.75  # where the second bundled search is evaluated: one answer of six is wrong
+BEAM_SIZE = 8
 
 
 def collect_mistakes(folder: Path, path: Path, *, seed: int, num_questions: int) -> int:
-    """Sample answers of the export `folder` to train questions; write the pairs to `path`, atomically.
+    """Search answers of the export `folder` to train questions; write the pairs to `path`, atomically.
 
     Returns the number of pairs.
     """
-    rngs = [random.Random(f"{seed}/own/{index}") for index in range(num_questions)]
-    scenes = [sample_scene(rng, "train") for rng in rngs]
-    questions = [
-        sample_question(rng, scene, KINDS[index % len(KINDS)])
-        for index, (rng, scene) in enumerate(zip(rngs, scenes, strict=True))
+    keys = [f"{seed}/own/{index}" for index in range(num_questions)]
+    drawn = [_draw(key, KINDS[index % len(KINDS)]) for index, key in enumerate(keys)]
+    asked = [
+        {
+            "question": question.text,
+            "image": _image(key, scene),
+            "sampling": SamplingParams(temperature=TEMPERATURE, seed=index),
+        }
+        for index, (key, (scene, question)) in enumerate(zip(keys, drawn, strict=True))
     ]
-    images = [draw_scene(scene, rng) for scene, rng in zip(scenes, rngs, strict=True)]
-    pairs: dict[str, None] = {}
+    rows: dict[str, None] = {}
     with Engine(folder) as engine:
-        for turn, temperature in enumerate(TEMPERATURES * NUM_SAMPLES):
-            sampling = SamplingParams(temperature=temperature, top_p=1.0, top_k=0, max_tokens=256)
-            first_seed = turn * num_questions
-            asked = [
-                {
-                    "question": one.text,
-                    "image": image,
-                    "sampling": replace(sampling, seed=first_seed + index),
-                }
-                for index, (one, image) in enumerate(zip(questions, images, strict=True))
-            ]
-            answers = engine.answer_many(asked, search=SearchParams(strategy="single"))
-            for scene, question, answer, rng in zip(scenes, questions, answers, rngs, strict=True):
-                said = {stage.name: stage.text.strip() for stage in answer.stages}
-                found = _first_mistake(said, annotate(question, scene))
-                if found is not None:
-                    name, wrong, right = found
-                    pair = JudgePair(
-                        name,
-                        question.text,
-                        stage_hints(name, right),
-                        getattr(right, name),
-                        wrong,
-                        rng.random() < 0.5,
-                    )
-                    row = {"scene": [asdict(thing) for thing in scene], "pair": asdict(pair)}
-                    pairs[json.dumps(row)] = None
+        search = SearchParams(strategy="stage_beam", beam_size=BEAM_SIZE)
+        answers = engine.answer_many(asked, search=search)
+    for key, (scene, question), answer in zip(keys, drawn, answers, strict=True):
+        for pair in wrong_candidates(answer, scene, question):
+            things = [asdict(thing) for thing in scene]
+            rows[json.dumps({"image": key, "scene": things, "pair": asdict(pair)})] = None
     part = path.with_suffix(".part")
-    part.write_text("".join(f"{line}\n" for line in pairs), encoding="utf-8")
+    part.write_text("".join(f"{line}\n" for line in rows), encoding="utf-8")
     os.replace(part, path)
-    logger.info("%d mistakes of %d questions in %s", len(pairs), num_questions, path)
-    return len(pairs)
+    logger.info("%d mistakes of %d questions in %s", len(rows), num_questions, path)
+    return len(rows)
 
 
-def _first_mistake(
-    said: dict[str, str], right: StagedAnswer
-) -> tuple[str, str, StagedAnswer] | None:
-    for name in STAGES:
-        text = said.get(name, "")
-        if text != getattr(right, name):
-            return (name, text, right) if text else None
-    return None
+def _draw(key: str, kind: str) -> tuple[Scene, Question]:
+    rng = random.Random(key)
+    scene = sample_scene(rng, "train")
+    return scene, sample_question(rng, scene, kind)
+
+
+def _image(key: str, scene: Scene) -> Image.Image:
+    """The picture of a collected question, the same whenever it is drawn."""
+    return draw_scene(scene, random.Random(f"{key}/image"))
+
+
+def wrong_candidates(answer: Answer, scene: Scene, question: Question) -> Iterator[JudgePair]:
+    """Well-formed ones of each stage up to the first whose winner is wrong."""
+    right = annotate(question, scene)
+    for stage in answer.stages:
+        wanted = getattr(right, stage.name)
+        hints = stage_hints(stage.name, right)
+        judged = (one.inner.strip() for one in stage.candidates if one.finish_reason == "tag")
+        for text in dict.fromkeys(judged):
+            if text and text != wanted:
+                yield JudgePair(stage.name, question.text, hints, wanted, text, is_first=True)
+        if stage.candidates[stage.winner].inner.strip() != wanted:
+            return
 
 
 class OwnMistakes:
-    """The judge examples in a file that `collect_mistakes` wrote, each image drawn anew by index."""
+    """The judge examples in a file that `collect_mistakes` wrote, each over the image it was made for."""
 
-    def __init__(self, path: Path, encoder: ChatEncoder, *, seed: int, visits: int = 64) -> None:
+    def __init__(self, path: Path, encoder: ChatEncoder, *, visits: int = 64) -> None:
         self._encoder = encoder
-        self._pairs = list(_read(path))
-        self._seed = seed
+        self._rows = list(_read(path))
         self._visits = visits
 
     def __len__(self) -> int:
-        return len(self._pairs) * self._visits
+        return len(self._rows) * self._visits
 
     def length(self, index: int) -> int:
-        pair = self._pairs[index % len(self._pairs)][1]
-        return len(pair.user_text()) // 4
+        return len(self._rows[index % len(self._rows)][2].user_text()) // 4
 
     def __getitem__(self, index: int) -> Examples:
-        scene, pair = self._pairs[index % len(self._pairs)]
-        rng = random.Random(f"{self._seed}/own/{index}")
-        return pair_examples(self._encoder, pair, draw_scene(scene, rng))
+        key, scene, pair = self._rows[index % len(self._rows)]
+        return pair_examples(self._encoder, pair, _image(key, scene))
 
 
-def _read(path: Path) -> Iterator[tuple[Scene, JudgePair]]:
+def _read(path: Path) -> Iterator[tuple[str, Scene, JudgePair]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        hints: Sequence[Sequence[str]] = row["pair"].pop("hints")
-        pair = JudgePair(hints=tuple((name, text) for name, text in hints), **row["pair"])
-        yield tuple(Thing(**thing) for thing in row["scene"]), pair
+        hints = tuple((name, text) for name, text in row["pair"].pop("hints"))
+        scene = tuple(Thing(**thing) for thing in row["scene"])
+        yield row["image"], scene, JudgePair(hints=hints, **row["pair"])

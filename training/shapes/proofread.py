@@ -1,7 +1,7 @@
 """Candidates with many wrong words: how a judge learns to see an error where it stands.
 
 A single-error pair says twice in a hundred tokens what is wrong. Here words of both candidates are
-exchanged for others of their kind, each marked right or wrong (marks.py), and there is no verdict.
+exchanged, left out or doubled, each marked right or wrong (marks.py), and there is no verdict.
 """
 
 from __future__ import annotations
@@ -11,22 +11,17 @@ import re
 from dataclasses import dataclass
 
 from stagebeam.training.shapes.encoding import ChatEncoder, Mark
-from stagebeam.training.shapes.facts import draw_fact, wrong_fact
+from stagebeam.training.shapes.facts import draw_fact
 from stagebeam.training.shapes.judge_pairs import JudgePair
 from stagebeam.training.shapes.marks import MARK_LAYERS, WORD_LAYERS, candidate_starts, mark_ids
-from stagebeam.training.shapes.scene import COLORS, COLUMNS, ROWS, SHAPES, SIZES
+from stagebeam.training.shapes.mistakes import wrong_fact
+from stagebeam.training.shapes.miswriting import OTHERS
 
-KINDS_OF_WORDS = (tuple(COLORS), SHAPES, tuple(SIZES), ROWS, COLUMNS, ("yes", "no"))
-DIGITS = tuple("012345")
-OTHERS = {
-    word: tuple(other for other in kind if other != word)
-    for kind in (*KINDS_OF_WORDS, DIGITS)
-    for word in kind
-}
+WAYS, WAY_SHARES = ("exchange", "any", "drop", "double"), (0.5, 0.26, 0.12, 0.12)
 WORD = re.compile(r"[a-z]+|\d")
-RATES = {"caption": 0.2, "reasoning": 0.08}
+RATES = {"caption": 0.25, "reasoning": 0.11}
 FACT_RATE = 0.5
-WRONG_WEIGHT, RIGHT_WEIGHT, WORD_WEIGHT = 1.0, 0.4, 0.3
+WRONG_WEIGHT, RIGHT_WEIGHT, WORD_WEIGHT = 1.5, 0.4, 0.3
 NUM_FACTS = 4
 
 
@@ -40,26 +35,41 @@ class Claim:
 
 
 def exchange(rng: random.Random, text: str, rate: float) -> tuple[str, list[Claim]]:
-    """The text with words exchanged, and claims on its words.
+    """The text with words exchanged, left out or doubled, and claims on its words.
 
-    In a reasoning what follows an exchanged word up to the next count hangs on it both ways, so
-    nothing is claimed there.
+    In a reasoning what follows a wrong word up to the next count hangs on it both ways, so nothing is
+    claimed there.
     """
-    pieces, claims, done, is_open = [], [], 0, False
-    for found in WORD.finditer(text):
+    known = [found for found in WORD.finditer(text) if found.group() in OTHERS]
+    is_walk = ":" in text
+    said, claims, done, is_open, missing = "", [], 0, False, ""
+    for found, following in zip(known, [*known[1:], None], strict=True):
         word = found.group()
-        if word not in OTHERS:
-            continue
-        said = rng.choice(OTHERS[word]) if not is_open and rng.random() < rate else word
-        pieces += [text[done : found.start()], said]
+        said += text[done : found.start()]
         done = found.end()
-        if not is_open:
-            claims.append(Claim(sum(map(len, pieces)), word, said == word))
-        is_open = (is_open or said != word) and ":" in text and not word.isdigit()
-        if said != word and word.isdigit():
-            is_open = ":" in text
-    pieces.append(text[done:])
-    return "".join(pieces), claims
+        way = rng.choices(WAYS, WAY_SHARES)[0] if not is_open and rng.random() < rate else ""
+        follows = following.group() if following and following.start() == done + 1 else word
+        if missing:
+            said += word
+            claims.append(Claim(len(said), missing, False))
+            way, missing = "", ""
+        elif way == "drop" and follows != word:
+            done, missing = done + 1, word
+        elif way == "double" and follows != word:
+            said += f"{word} {word}"
+            claims += [
+                Claim(len(said) - len(word) - 1, word, True),
+                Claim(len(said), follows, False),
+            ]
+        else:
+            wrong = tuple(OTHERS) if way == "any" else OTHERS[word]
+            written = rng.choice(wrong) if way in ("exchange", "any") else word
+            said += written
+            if not is_open:
+                claims.append(Claim(len(said), word, written == word))
+        is_wrong = bool(claims) and not claims[-1].is_right and claims[-1].end == len(said)
+        is_open = is_walk and (is_wrong or (is_open and not word.isdigit()))
+    return said + text[done:], claims
 
 
 def wrong_facts(rng: random.Random) -> tuple[str, list[Claim]]:

@@ -4,8 +4,8 @@ Phases are data. The vision tower learns on its own to see (sight.py); then the 
 look where they are told, on short questions in large batches; then to write staged answers; then
 judging is mixed in. What staged answers alone teach slowly (captions that skip empty places, matching
 an object with a description) is practised apart, and mixed again. The model's own mistakes are sampled
-for this part's last phase, in which the learning rate falls to zero; refine.py is the second part, deepen.py the third.
-Deterministic by seed; resumes from its last checkpoint.
+for this part's last phase, in which the learning rate falls to zero; refine.py is the second part,
+deepen.py the third, hone.py the fourth. Deterministic by seed; resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -15,12 +15,19 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from stagebeam.engine.errors import InvalidInputError
 from stagebeam.training.config import Phase, TrainConfig
 from stagebeam.training.progress import Progress
 from stagebeam.training.shapes.check import ShapesCheck
 from stagebeam.training.shapes.corpus import corpus_texts
-from stagebeam.training.shapes.deepen import deepen_shapes
+from stagebeam.training.shapes.deepen import (
+    NEW_LAYERS,
+    SECOND_LAYERS,
+    deepen_shapes,
+    num_text_layers,
+)
 from stagebeam.training.shapes.encoding import ChatEncoder
+from stagebeam.training.shapes.hone import hone_shapes
 from stagebeam.training.shapes.mixture import DATA_SEED, Mixture, mixed_phase
 from stagebeam.training.shapes.model import write_start
 from stagebeam.training.shapes.own_mistakes import collect_mistakes
@@ -132,17 +139,29 @@ def train_shapes(
 ) -> Progress:
     """Train the bundled checkpoint, or go on where `output` stands; the result is output/final.
 
-    model: an export of the second part to go on from; None trains both parts, too, in output/first
-           and output/second
+    model: an export of the second part (in seven layers) or the third (in ten) to go on from; None
+           begins with nothing. Earlier parts are trained in output/first and so on
     """
+    first, second, third = (output / name for name in ("first", "second", "third"))
     if model is None:
-        progress = _train_first_part(output / "first", config)
+        progress = _train_first_part(first, config)
         if progress.is_finished:
-            progress = refine_shapes(output / "first" / "final", output / "second", config)
+            progress = refine_shapes(first / "final", second, config)
         if not progress.is_finished:
             return progress
-        model = output / "second" / "final"
-    return deepen_shapes(model, output, config)
+        model = second / "final"
+    layers = num_text_layers(model)
+    if layers not in (SECOND_LAYERS, SECOND_LAYERS + NEW_LAYERS):
+        raise InvalidInputError(
+            f"{model} must be an export of the second part, with {SECOND_LAYERS} text layers, or of "
+            f"the third, with {SECOND_LAYERS + NEW_LAYERS}; got {layers}"
+        )
+    if layers == SECOND_LAYERS:
+        progress = deepen_shapes(model, third, config)
+        if not progress.is_finished:
+            return progress
+        model = third / "final"
+    return hone_shapes(model, output, config)
 
 
 def _train_first_part(output: Path, config: TrainConfig) -> Progress:

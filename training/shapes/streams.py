@@ -32,10 +32,10 @@ from stagebeam.training.shapes.annotate import (
     walk_text,
 )
 from stagebeam.training.shapes.encoding import ChatEncoder, Weigh, image_inputs
-from stagebeam.training.shapes.facts import draw_fact, fact_text, wrong_fact
+from stagebeam.training.shapes.facts import draw_fact, fact_text
 from stagebeam.training.shapes.judge_pairs import JudgePair, make_gate, make_pair, stage_hints
 from stagebeam.training.shapes.marks import mark_pair
-from stagebeam.training.shapes.mistakes import wrong_thing
+from stagebeam.training.shapes.mistakes import wrong_fact, wrong_thing
 from stagebeam.training.shapes.proofread import RATES, exchange, mark_claims, wrong_facts
 from stagebeam.training.shapes.questions import KINDS, Question, sample_filter, sample_question
 from stagebeam.training.shapes.scene import (
