@@ -53,14 +53,6 @@ COMPARE: Mixture = {
     "judge-sentence": (0.4, 20),
     "judge-own": (2.5, 18),
 }
-SETTLE: Mixture = {
-    **HONE,
-    "answer": (3.2, 44),
-    "text": (1, 60),
-    "facts": (1, 128),
-    "judge-fact": (0.6, 80),
-    "judge-own": (4.5, 18),
-}
 QUESTIONS = (4000, 2400)  # searched for the mistakes of each round
 
 
@@ -85,9 +77,6 @@ def honing_phases(encoder: ChatEncoder, number: int, mistakes: Path) -> tuple[Ph
         ),
         mixed_phase(
             encoder, "hone again", HONE, steps=500, rate=8e-4, falls=True, mistakes=mistakes
-        ),
-        mixed_phase(
-            encoder, "settle again", SETTLE, steps=360, rate=6e-4, falls=True, mistakes=mistakes
         ),
     )
 
