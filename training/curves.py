@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +116,10 @@ def draw_curves(log: Log, path: str | os.PathLike[str], *, title: str = "") -> N
         axes.tick_params(labelbottom=True)
     if title:
         figure.suptitle(title, fontsize=10)
+    if len(log.phases) > 1:
+        begun = ", ".join(f"{name} {step}" for name, step in log.phases)
+        text = textwrap.fill(f"phases and the steps after which they begin: {begun}", 50 * columns)
+        figure.supxlabel(text, fontsize=7, color="0.4")
     partial = target.with_name(f".{target.name}.partial")
     try:
         figure.savefig(partial, dpi=110, format="png")
@@ -145,18 +150,8 @@ def _draw_series(axes: Axes, series: Series, phases: Sequence[tuple[str, int]]) 
         and max(series.values) > _MOST_OVER_LEAST * min(series.values)
     ):
         axes.set_yscale("log")
-    for number, (name, step) in enumerate(phases):
-        if number:
-            axes.axvline(step, color="0.75", linewidth=0.8, zorder=0)
-        axes.annotate(
-            name,
-            (step, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(2, -8),
-            textcoords="offset points",
-            fontsize=6,
-            color="0.5",
-        )
+    for _, step in phases[1:]:
+        axes.axvline(step, color="0.75", linewidth=0.8, zorder=0)
     axes.set_title(_title(series), fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.tick_params(labelsize=7)
