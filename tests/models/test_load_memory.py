@@ -5,6 +5,7 @@ One process a load, so that what one leaves behind hides nothing of the next.
 
 from __future__ import annotations
 
+import mmap
 import shutil
 import sys
 
@@ -42,7 +43,8 @@ def test_so_does_a_checkpoint_of_two_bytes_a_weight(
 
 def test_what_is_held_for_a_moment_is_seen() -> None:
     with AnonymousPeak() as peak:
-        held = torch.ones(64 << 20, dtype=torch.uint8)
-        held = held + 1
-        del held
+        # Pages of its own, not ones that an allocator kept.
+        held = mmap.mmap(-1, 128 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        torch.frombuffer(held, dtype=torch.uint8).fill_(1)
+        held.close()
     assert 120 << 20 < peak.num_bytes < 140 << 20
