@@ -196,8 +196,8 @@ def test_the_service_streams_and_frees(service: str, conclusions: list[str]) -> 
     for _ in range(200):
         with urllib.request.urlopen(f"{service}/stats", timeout=60) as response:
             stats = json.load(response)
-        if stats["num_running"] == 0:
-            break
+        if stats["num_free_blocks"] == stats["num_blocks"]:
+            break  # a destroyed question is not counted at once, its blocks are until they are free
         time.sleep(0.05)
     assert stats["num_running"] == 0
     assert stats["num_free_blocks"] == stats["num_blocks"]
