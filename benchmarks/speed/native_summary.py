@@ -5,7 +5,7 @@ Knows records only, no model and no clock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -45,30 +45,28 @@ def decode_summary(records: Sequence[Record]) -> dict[str, Any]:
 def rates_summary(records: Sequence[Record]) -> dict[str, Any]:
     """Each contender's tokens a second, and ours over each other's."""
     rates = by_contender(records)
-    return {
-        "tokens_per_second": {name: spread(values) for name, values in rates.items()},
-        "ours_over": {
-            f"{ours} / {other}": paired_ratio(rates[ours], rates[other])
-            for ours in rates
-            if ours.startswith(OURS)
-            for other in rates
-            if not other.startswith(OURS)
-        },
-    }
+    spreads = {name: spread(values) for name, values in rates.items()}
+    return {"tokens_per_second": spreads, "ours_over": _ours_over(rates, paired_ratio)}
 
 
 def seconds_summary(records: Sequence[Record]) -> dict[str, Any]:
     """Each contender's seconds, and others' over ours."""
     seconds = by_contender(records)
+    spreads = {name: spread(values) for name, values in seconds.items()}
+    over = _ours_over(seconds, lambda ours, other: paired_ratio(other, ours))
+    return {"seconds": spreads, "ours_over": over}
+
+
+def _ours_over(
+    values: dict[str, list[float]], ratio: Callable[[list[float], list[float]], Any]
+) -> dict[str, Any]:
+    """How many times as fast each of ours is as each other contender."""
     return {
-        "seconds": {name: spread(values) for name, values in seconds.items()},
-        "ours_over": {
-            f"{ours} / {other}": paired_ratio(seconds[other], seconds[ours])
-            for ours in seconds
-            if ours.startswith(OURS)
-            for other in seconds
-            if not other.startswith(OURS)
-        },
+        f"{ours} / {other}": ratio(values[ours], values[other])
+        for ours in values
+        if ours.startswith(OURS)
+        for other in values
+        if not other.startswith(OURS)
     }
 
 

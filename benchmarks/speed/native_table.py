@@ -7,6 +7,7 @@ from typing import Any
 
 from stagebeam.benchmarks.accuracy.table import markdown_table
 from stagebeam.benchmarks.speed.native_engines import BATCHES, EQUAL_BITS, name_of
+from stagebeam.benchmarks.speed.native_summary import OURS
 
 Parts = Mapping[str, dict[str, Any]]
 
@@ -41,8 +42,8 @@ def gemm_and_prefill_table(parts: Parts) -> str:
     prefill = parts["prefill"]["result"]["seconds"] if "prefill" in parts else {}
     over = parts["prefill"]["result"]["ours_over"] if "prefill" in parts else {}
     rows = []
-    for name in dict.fromkeys([*(n.removeprefix("stagebeam ") for n in prefill), *rates]):
-        ours = f"stagebeam {name}"
+    for name in dict.fromkeys([*(n.removeprefix(OURS) for n in prefill), *rates]):
+        ours = f"{OURS}{name}"
         seconds = prefill.get(ours, prefill.get(name))
         ratio = over.get(f"{ours} / HF float32")
         rows.append(

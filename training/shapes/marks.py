@@ -13,10 +13,8 @@ from stagebeam.training.shapes.encoding import ChatEncoder, Mark
 from stagebeam.training.shapes.judge_pairs import SHAPES_PLAN, JudgePair
 
 WORD_LAYERS, MARK_LAYERS = 3, 1  # before so many of the last layers
-DECIDING_WEIGHT, WRONG_WEIGHT = (
-    2.0,
-    6.0,
-)  # of the marks at the first difference, of the wrong one there
+DECIDING_WEIGHT = 2.0  # of the marks at the first difference
+WRONG_WEIGHT = 6.0  # of the wrong one there
 PLAIN_WEIGHT, PLAIN_TOTAL = 0.25, 3.0  # of each other mark, at most; of all in a candidate, about
 
 
