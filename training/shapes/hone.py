@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer
 
 from stagebeam.training.config import Phase, TrainConfig
@@ -20,7 +19,7 @@ from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.mixture import DATA_SEED, Mixture, mixed_phase
 from stagebeam.training.shapes.own_mistakes import collect_mistakes
 from stagebeam.training.trainer import Trainer
-from stagebeam.training.world import made_once, num_ranks
+from stagebeam.training.world import made_once
 
 CHECK_SEED = 11
 HONE: Mixture = {
@@ -103,14 +102,7 @@ def _hone_once(model: Path, folder: Path, config: TrainConfig, number: int) -> P
 
     def collect() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(threads * num_ranks())  # the other ranks wait
-        try:
-            collect_mistakes(
-                model, mistakes, seed=DATA_SEED + number, num_questions=QUESTIONS[number]
-            )
-        finally:
-            torch.set_num_threads(threads)
+        collect_mistakes(model, mistakes, seed=DATA_SEED + number, num_questions=QUESTIONS[number])
 
     made_once(mistakes, collect)
     encoder = ChatEncoder(Tokenizer.from_file(str(model / "tokenizer.json")))

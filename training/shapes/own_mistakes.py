@@ -13,9 +13,11 @@ import logging
 import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from stagebeam.engine.engine import Engine
@@ -27,6 +29,7 @@ from stagebeam.training.shapes.judge_pairs import JudgePair, stage_hints
 from stagebeam.training.shapes.questions import KINDS, Question, sample_question
 from stagebeam.training.shapes.scene import Scene, Thing, draw_scene, sample_scene
 from stagebeam.training.shapes.streams import Examples, pair_examples
+from stagebeam.training.world import num_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ def collect_mistakes(folder: Path, path: Path, *, seed: int, num_questions: int)
         for index, (key, (scene, question)) in enumerate(zip(keys, drawn, strict=True))
     ]
     rows: dict[str, None] = {}
-    with Engine(folder) as engine:
+    with _all_ranks_threads(), Engine(folder) as engine:
         search = SearchParams(strategy="stage_beam", beam_size=BEAM_SIZE)
         answers = engine.answer_many(asked, search=search)
     for key, (scene, question), answer in zip(keys, drawn, answers, strict=True):
@@ -62,6 +65,17 @@ def collect_mistakes(folder: Path, path: Path, *, seed: int, num_questions: int)
     os.replace(part, path)
     logger.info("%d mistakes of %d questions in %s", len(rows), num_questions, path)
     return len(rows)
+
+
+@contextmanager
+def _all_ranks_threads() -> Iterator[None]:
+    """One rank collects while the others wait: it takes their threads, too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads * num_ranks())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _draw(key: str, kind: str) -> tuple[Scene, Question]:
