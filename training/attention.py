@@ -37,16 +37,22 @@ def attend_short_rows(
     grouped = (query * scale).reshape(rows, kv_heads, heads // kv_heads * length, dim)
     scores = (grouped @ key.transpose(-1, -2)).view(rows, heads, length, span)
     if attention_mask is not None:
-        if attention_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attention_mask, float("-inf"))
-        else:
-            scores = scores + attention_mask[..., :span].to(scores.dtype)
+        scores.add_(_bias(attention_mask[..., :span], scores.dtype))
     elif is_causal and length > 1:
-        hidden = torch.ones(length, span, dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(hidden, float("-inf"))
-    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+        seen = torch.ones(length, span, dtype=torch.bool, device=scores.device).tril()
+        scores.add_(_bias(seen, scores.dtype))
+    weights = scores.softmax(-1)  # sums in float32 inside, whatever the dtype
     mixed = weights.view(rows, kv_heads, heads // kv_heads * length, span) @ value
     return mixed.view(rows, heads, length, dim).transpose(1, 2), None
+
+
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores: filling them would cost more backwards than the products."""
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+        ~mask, float("-inf")
+    )
 
 
 AttentionInterface.register(SHORT_ROWS, attend_short_rows)

@@ -4,6 +4,10 @@
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace stagebeam {
 namespace {
@@ -26,6 +30,25 @@ void check_available(Isa isa) {
       "\" is not available on this machine; available: " + available_names());
 }
 
+#if defined(__x86_64__)
+// Whether this process may use AMX: Linux keeps the tiles' registers only for those that ask.
+bool asks_for_amx() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM of asm/prctl.h
+  static const bool is_allowed = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return is_allowed;
+#else
+  return false;
+#endif
+}
+
+bool has_amx() {
+  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
+         __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
+         __builtin_cpu_supports("amx-bf16") && asks_for_amx();
+}
+#endif
+
 Isa choose() {
   const char* name = std::getenv("STAGEBEAM_ISA");
   if (name == nullptr || *name == '\0') return available_isas().back();
@@ -44,6 +67,8 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAmx:
+      return "amx";
     case Isa::kScalar:
       break;
   }
@@ -51,7 +76,7 @@ const char* isa_name(Isa isa) {
 }
 
 Isa parse_isa(const std::string& name) {
-  for (const Isa isa : {Isa::kScalar, Isa::kNeon, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : {Isa::kScalar, Isa::kNeon, Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
     if (name == isa_name(isa)) return isa;
   }
   throw std::invalid_argument("unknown instruction set \"" + name +
@@ -70,6 +95,7 @@ std::vector<Isa> available_isas() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       isas.push_back(Isa::kAvx512);
+      if (has_amx()) isas.push_back(Isa::kAmx);
     }
   }
 #endif
@@ -78,7 +104,7 @@ std::vector<Isa> available_isas() {
 
 bool has_avx512_vnni() {
 #if defined(__x86_64__)
-  return available_isas().back() == Isa::kAvx512 && __builtin_cpu_supports("avx512vnni");
+  return available_isas().back() >= Isa::kAvx512 && __builtin_cpu_supports("avx512vnni");
 #else
   return false;
 #endif
@@ -86,7 +112,7 @@ bool has_avx512_vnni() {
 
 bool has_avx512_bf16() {
 #if defined(__x86_64__)
-  return available_isas().back() == Isa::kAvx512 && __builtin_cpu_supports("avx512bf16");
+  return available_isas().back() >= Isa::kAvx512 && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif

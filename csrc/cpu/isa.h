@@ -15,16 +15,17 @@ enum class Isa {
   kNeon,    // AArch64
   kAvx2,    // AVX2 + FMA + F16C
   kAvx512,  // AVX-512 F + BW + DQ + VL, with AVX2 + FMA + F16C
+  kAmx,     // AVX-512 with VNNI and bf16, and AMX's tiles of both
 };
 
-const char* isa_name(Isa isa);  // "scalar", "neon", "avx2", "avx512"
+const char* isa_name(Isa isa);  // "scalar", "neon", "avx2", "avx512", "amx"
 
 // What this machine can run, slowest first; never empty.
 std::vector<Isa> available_isas();
 
-// Whether 8-bit dot products of AVX-512 (VNNI) may be used; only ever true beside kAvx512.
+// Whether 8-bit dot products of AVX-512 (VNNI) may be used; only ever true from kAvx512 on.
 bool has_avx512_vnni();
-// Whether AVX-512's bfloat16 dot products may be used; only ever true beside kAvx512.
+// Whether AVX-512's bfloat16 dot products may be used; only ever true from kAvx512 on.
 bool has_avx512_bf16();
 
 // The best available one, or the one that the environment variable STAGEBEAM_ISA names.

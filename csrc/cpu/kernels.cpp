@@ -37,6 +37,7 @@ const Kernels& kernels() {
   static const bool has_bf16 = has_avx512_bf16();
   static const Kernels kBf16Kernels = with_bf16_pairs();
   switch (active_isa()) {
+    case Isa::kAmx:
     case Isa::kAvx512:
       return has_bf16 ? kBf16Kernels : kAvx512Kernels;
     case Isa::kAvx2:

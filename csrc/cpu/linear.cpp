@@ -37,7 +37,7 @@ kernels::MultiplyFunction rounded_function(WeightFormat format) {
   if (format == WeightFormat::kBf16) {
 #if defined(__x86_64__)
     static const bool has_bf16 = has_avx512_bf16();
-    if (has_bf16 && active_isa() == Isa::kAvx512) return kernels::multiply_rounded_bf16;
+    if (has_bf16 && active_isa() >= Isa::kAvx512) return kernels::multiply_rounded_bf16;
 #endif
     return nullptr;
   }
@@ -46,6 +46,7 @@ kernels::MultiplyFunction rounded_function(WeightFormat format) {
     case Isa::kNeon:
       return kernels::multiply_rounded_neon;
 #elif defined(__x86_64__)
+    case Isa::kAmx:
     case Isa::kAvx512:
       return has_avx512_vnni() ? kernels::multiply_rounded_vnni : kernels::multiply_rounded_avx2;
     case Isa::kAvx2:
@@ -62,6 +63,7 @@ kernels::MultiplyFunction multiply_function() {
     case Isa::kNeon:
       return kernels::multiply_neon;
 #elif defined(__x86_64__)
+    case Isa::kAmx:
     case Isa::kAvx512:
       return kernels::multiply_avx512;
     case Isa::kAvx2:

@@ -8,6 +8,7 @@ Deterministic by seed; resumes from its last checkpoint.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -52,31 +53,41 @@ COMPARE: Mixture = {
     "judge-sentence": (0.4, 20),
     "judge-own": (2.5, 18),
 }
-QUESTIONS = (4000, 2400)  # searched for the mistakes of each round
+WEIGH: Mixture = {
+    "answer": (1.4, 44),
+    "text": (0.4, 60),
+    "facts": (0.3, 128),
+    "caption": (0.6, 80),
+    "easy": (3, 128),
+    "proof-summary": (0.6, 64),
+    "proof-caption": (2.5, 80),
+    "proof-reasoning": (3.5, 24),
+    "judge-fact": (0.2, 80),
+    "judge-caption": (0.7, 32),
+    "judge-summary": (1.4, 44),
+    "judge-reasoning": (1.8, 18),
+    "judge-conclusion": (0.4, 24),
+    "judge-answer": (2, 12),
+    "judge-sentence": (1, 20),
+    "judge-own": (6, 18),
+    "gate": (0.1, 48),
+}
+QUESTIONS = (4000, 2400, 3000)  # searched for the mistakes of each round
 
 
 def honing_phases(encoder: ChatEncoder, number: int, mistakes: Path) -> tuple[Phase, ...]:
     """The recipe of a round, 0-based; `mistakes` are those of the model that it starts from."""
+    phase = partial(mixed_phase, encoder, mistakes=mistakes)
     if number == 0:
+        return (phase("hone", HONE, steps=900, rate=8e-4, warmup=20, falls=True),)
+    if number == 1:
         return (
-            mixed_phase(
-                encoder,
-                "hone",
-                HONE,
-                steps=900,
-                rate=8e-4,
-                warmup=20,
-                falls=True,
-                mistakes=mistakes,
-            ),
+            phase("compare", COMPARE, steps=420, rate=1e-3, warmup=20),
+            phase("hone again", HONE, steps=500, rate=8e-4, falls=True),
         )
     return (
-        mixed_phase(
-            encoder, "compare", COMPARE, steps=420, rate=1e-3, warmup=20, mistakes=mistakes
-        ),
-        mixed_phase(
-            encoder, "hone again", HONE, steps=500, rate=8e-4, falls=True, mistakes=mistakes
-        ),
+        phase("weigh", WEIGH, steps=600, rate=1e-3, warmup=20),
+        phase("weigh again", WEIGH, steps=700, rate=9e-4, falls=True),
     )
 
 

@@ -9,7 +9,7 @@ import random
 import re
 from dataclasses import replace
 
-from stagebeam.training.shapes.questions import Question
+from stagebeam.training.shapes.questions import Question, plural_of
 from stagebeam.training.shapes.scene import COLORS, COLUMNS, ROWS, SHAPES, SIZES
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -17,7 +17,15 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "color": tuple(COLORS),
     "shape": SHAPES,
 }
-KINDS_OF_WORDS = (*ATTRIBUTES.values(), ROWS, COLUMNS, ("yes", "no"))
+OPERATIONS = (("plus", "minus"), ("more", "fewer"), ("above", "below"))
+KINDS_OF_WORDS = (
+    *ATTRIBUTES.values(),
+    tuple(plural_of(noun) for noun in (*SHAPES, "object")),
+    ROWS,
+    COLUMNS,
+    *OPERATIONS,
+    ("yes", "no"),
+)
 DIGITS = tuple("012345")
 OTHERS = {
     word: tuple(other for other in kind if other != word)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from stagebeam.training.shapes.encoding import ChatEncoder, Mark
 from stagebeam.training.shapes.facts import draw_fact
@@ -19,7 +20,7 @@ from stagebeam.training.shapes.miswriting import OTHERS
 
 WAYS, WAY_SHARES = ("exchange", "any", "drop", "double"), (0.5, 0.26, 0.12, 0.12)
 WORD = re.compile(r"[a-z]+|\d")
-RATES = {"caption": 0.25, "reasoning": 0.11}
+RATES = {"summary": 0.3, "caption": 0.25, "reasoning": 0.11}
 FACT_RATE = 0.5
 WRONG_WEIGHT, RIGHT_WEIGHT, WORD_WEIGHT = 1.5, 0.4, 0.3
 NUM_FACTS = 4
@@ -43,7 +44,7 @@ def exchange(rng: random.Random, text: str, rate: float) -> tuple[str, list[Clai
     known = [found for found in WORD.finditer(text) if found.group() in OTHERS]
     is_walk = ":" in text
     said, claims, done, is_open, missing = "", [], 0, False, ""
-    for found, following in zip(known, [*known[1:], None], strict=True):
+    for found, following in zip_longest(known, known[1:]):
         word = found.group()
         said += text[done : found.start()]
         done = found.end()

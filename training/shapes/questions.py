@@ -15,6 +15,10 @@ KINDS = ("count", "exist", "compare", "arithmetic", "relation", "place")
 RELATIONS = ("left of", "right of", "above", "below")
 
 
+def plural_of(noun: str) -> str:
+    return "crosses" if noun == "cross" else f"{noun}s"
+
+
 @dataclass(frozen=True, slots=True)
 class Filter:
     """Which objects are meant: any attribute may be left open (None)."""
@@ -41,7 +45,7 @@ class Filter:
     def words(self, *, plural: bool = False) -> str:
         noun = self.shape or "object"
         if plural:
-            noun = "crosses" if noun == "cross" else f"{noun}s"
+            noun = plural_of(noun)
         return " ".join(word for word in (self.size, self.color, noun) if word)
 
 

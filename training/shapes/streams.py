@@ -256,7 +256,7 @@ def _proofread(target: str) -> Callable[[ChatEncoder, Drawn], Examples]:
             right, rate = getattr(one.answer, target), RATES[target]
             first, second = (exchange(one.rng, right, rate) for _ in range(2))
             image = image_inputs(_picture(one))
-        criterion = "caption" if target == "caption" else "reasoning"
+        criterion = "reasoning" if target == "fact" else target
         pair = JudgePair(criterion, question, hints, first[0], second[0], True)
         user = pair.user_text()
         marks = mark_claims(encoder, pair, user, (first[1], second[1]))
@@ -282,7 +282,10 @@ TASKS: dict[str, Callable[[ChatEncoder, Drawn], Examples]] = {
         f"judge-{target}": _pair(target)
         for target in ("summary", "caption", "reasoning", "conclusion", "answer", "sentence")
     },
-    **{f"proof-{target}": _proofread(target) for target in ("fact", "caption", "reasoning")},
+    **{
+        f"proof-{target}": _proofread(target)
+        for target in ("fact", "summary", "caption", "reasoning")
+    },
 }
 
 

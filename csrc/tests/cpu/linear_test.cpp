@@ -53,7 +53,7 @@ std::vector<float> as_seen(const PackedMatrix& weights, const std::vector<float>
   if (!weights.rounds_activations()) return x;
   std::vector<float> seen(x);
   if (weights.format() == WeightFormat::kBf16) {
-    if (active_isa() != Isa::kAvx512 || !has_avx512_bf16()) return x;
+    if (active_isa() < Isa::kAvx512 || !has_avx512_bf16()) return x;
     for (float& value : seen) value = bf16_to_float(float_to_bf16(value));
     return seen;
   }
