@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.outputs import Answer, Candidate, StageResult
-from stagebeam.training.shapes import hone, recipe
+from stagebeam.training.shapes import hone, own_mistakes, recipe
 from stagebeam.training.shapes.annotate import annotate
 from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.mistakes import (
@@ -145,15 +145,17 @@ def test_rounds_start_from_the_model_so_far(
             seen.append(self.phases[0].name)
             return hone.Progress(is_finished=True)
 
-    monkeypatch.setattr(hone, "collect_mistakes", collect)
+    monkeypatch.setattr(own_mistakes, "collect_mistakes", collect)
     monkeypatch.setattr(hone, "Trainer", StandIn)
     assert hone.hone_shapes(CHECKPOINT, tmp_path, CONFIG).is_finished
-    first = tmp_path / "round1"
+    first, second = tmp_path / "round1", tmp_path / "round2"
     assert seen == [
         (CHECKPOINT, first, 1),
         "hone",
-        (first / "final", tmp_path, 2),
+        (first / "final", second, 2),
         "compare",
+        (second / "final", tmp_path, 3),
+        "weigh",
     ]
 
 

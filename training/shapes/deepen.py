@@ -20,7 +20,7 @@ from stagebeam.training.shapes.check import ShapesCheck
 from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.mixture import DATA_SEED, Mixture, mixed_phase
 from stagebeam.training.shapes.model import write_like
-from stagebeam.training.shapes.own_mistakes import collect_mistakes
+from stagebeam.training.shapes.own_mistakes import collect_once
 from stagebeam.training.trainer import Trainer
 from stagebeam.training.world import made_once
 
@@ -144,12 +144,11 @@ def deepen_shapes(model: Path, output: Path, config: TrainConfig) -> Progress:
         progress = Trainer(start, reword, config, (reword_phase(encoder),), eval_fn=check).train()
         if not progress.is_finished:
             return progress
-    mistakes = reword / "mistakes.jsonl"
-    made_once(
-        mistakes,
-        lambda: collect_mistakes(
-            reword / "final", mistakes, seed=DATA_SEED, num_questions=MISTAKE_QUESTIONS
-        ),
+    mistakes = collect_once(
+        reword / "final",
+        reword / "mistakes.jsonl",
+        seed=DATA_SEED,
+        num_questions=MISTAKE_QUESTIONS,
     )
     phases = judging_phases(encoder, mistakes)
     return Trainer(reword / "final", output, config, phases, eval_fn=check).train()

@@ -18,9 +18,8 @@ from stagebeam.training.progress import Progress
 from stagebeam.training.shapes.check import ShapesCheck
 from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.mixture import DATA_SEED, Mixture, mixed_phase
-from stagebeam.training.shapes.own_mistakes import collect_mistakes
+from stagebeam.training.shapes.own_mistakes import collect_once
 from stagebeam.training.trainer import Trainer
-from stagebeam.training.world import made_once
 
 CHECK_SEED = 11
 HONE: Mixture = {
@@ -72,6 +71,13 @@ WEIGH: Mixture = {
     "judge-own": (6, 18),
     "gate": (0.1, 48),
 }
+WRITE_TOO: Mixture = WEIGH | {
+    "answer": (3, 44),
+    "text": (0.7, 60),
+    "facts": (0.5, 128),
+    "caption": (1.2, 80),
+    "easy": (2.5, 128),
+}
 QUESTIONS = (4000, 2400, 3000)  # searched for the mistakes of each round
 
 
@@ -87,7 +93,7 @@ def honing_phases(encoder: ChatEncoder, number: int, mistakes: Path) -> tuple[Ph
         )
     return (
         phase("weigh", WEIGH, steps=600, rate=1e-3, warmup=20),
-        phase("weigh again", WEIGH, steps=700, rate=9e-4, falls=True),
+        phase("weigh again", WRITE_TOO, steps=800, rate=9e-4, falls=True),
     )
 
 
@@ -109,13 +115,12 @@ def hone_shapes(model: Path, output: Path, config: TrainConfig) -> Progress:
 
 
 def _hone_once(model: Path, folder: Path, config: TrainConfig, number: int) -> Progress:
-    mistakes = folder / "mistakes.jsonl"
-
-    def collect() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        collect_mistakes(model, mistakes, seed=DATA_SEED + number, num_questions=QUESTIONS[number])
-
-    made_once(mistakes, collect)
+    mistakes = collect_once(
+        model,
+        folder / "mistakes.jsonl",
+        seed=DATA_SEED + number,
+        num_questions=QUESTIONS[number],
+    )
     encoder = ChatEncoder(Tokenizer.from_file(str(model / "tokenizer.json")))
     phases = honing_phases(encoder, number, mistakes)
     return Trainer(model, folder, config, phases, eval_fn=ShapesCheck(CHECK_SEED)).train()

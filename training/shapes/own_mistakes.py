@@ -29,7 +29,7 @@ from stagebeam.training.shapes.judge_pairs import JudgePair, stage_hints
 from stagebeam.training.shapes.questions import KINDS, Question, sample_question
 from stagebeam.training.shapes.scene import Scene, Thing, draw_scene, sample_scene
 from stagebeam.training.shapes.streams import Examples, pair_examples
-from stagebeam.training.world import num_ranks
+from stagebeam.training.world import made_once, num_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,17 @@ def collect_mistakes(folder: Path, path: Path, *, seed: int, num_questions: int)
     os.replace(part, path)
     logger.info("%d mistakes of %d questions in %s", len(rows), num_questions, path)
     return len(rows)
+
+
+def collect_once(folder: Path, path: Path, *, seed: int, num_questions: int) -> Path:
+    """`collect_mistakes` by one rank where `path` is not there yet; returns `path`."""
+
+    def collect() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        collect_mistakes(folder, path, seed=seed, num_questions=num_questions)
+
+    made_once(path, collect)
+    return path
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from stagebeam.training.shapes.encoding import ChatEncoder
 from stagebeam.training.shapes.hone import hone_shapes
 from stagebeam.training.shapes.mixture import DATA_SEED, Mixture, mixed_phase
 from stagebeam.training.shapes.model import write_start
-from stagebeam.training.shapes.own_mistakes import collect_mistakes
+from stagebeam.training.shapes.own_mistakes import collect_once
 from stagebeam.training.shapes.refine import refine_shapes
 from stagebeam.training.shapes.tokenizer import MAX_VOCAB_SIZE, train_tokenizer
 from stagebeam.training.trainer import Trainer
@@ -175,7 +175,7 @@ def _train_first_part(output: Path, config: TrainConfig) -> Progress:
         progress = Trainer(start, output, config, phases(encoder), eval_fn=check).train()
         if not progress.is_finished:
             return progress
-        made_once(mistakes, lambda: _collect(output / "final", mistakes))
+        collect_once(output / "final", mistakes, seed=DATA_SEED, num_questions=MISTAKE_QUESTIONS)
     return Trainer(start, output, config, phases(encoder, mistakes), eval_fn=check).train()
 
 
@@ -183,7 +183,3 @@ def _write_first_start(folder: Path) -> None:
     logger.info("training the tokenizer and the vision tower's first lesson")
     tokenizer = train_tokenizer(corpus_texts(), MAX_VOCAB_SIZE)
     write_start(folder, tokenizer, INIT_SEED, sight_steps=SIGHT_STEPS)
-
-
-def _collect(model: Path, path: Path) -> None:
-    collect_mistakes(model, path, seed=DATA_SEED, num_questions=MISTAKE_QUESTIONS)
