@@ -17,7 +17,8 @@ class Match:
     """One pairwise comparison.
 
     first, second: candidate indices; winner is one of them
-    probability:   that the first is better, mean of both orders' log-odds through a sigmoid;
+    probability:   that the first is better, mean of both orders' log-odds, and of the votes' where
+                   they count, through a sigmoid;
                    1.0 or 0.0 where the verdict was generated text or no judge was asked, 0.5 where
                    that is a tie
     kind:          "judged"; "identical" texts, a "malformed" side or a failed "gate" are decided

@@ -173,6 +173,9 @@ class JudgeParams:
                 "logits", off for "generate", as published)
     gate:       ask text-only whether a reasoning is correct before its match; None means the
                 mode's default (off for "logits", on for "generate")
+    vote_weight: how much it counts that a text was sampled more often (self-consistency): a match's
+                log-odds grow by vote_weight * log(copies of the first / copies of the second); 0, as
+                published, counts no copies, and 1 takes them as a prior
     sampling:   how generated verdicts are sampled, for mode "generate"; None takes the question's
     """
 
@@ -181,6 +184,7 @@ class JudgeParams:
     schedule: Schedule = "auto"
     both_orders: bool | None = None
     gate: bool | None = None
+    vote_weight: float = 0.0
     sampling: SamplingParams | None = None
 
     def __post_init__(self) -> None:
@@ -190,6 +194,12 @@ class JudgeParams:
         for name in ("both_orders", "gate"):
             value = getattr(self, name)
             _require(value is None or isinstance(value, bool), name, "None or a bool", value)
+        _require(
+            _is_number(self.vote_weight) and self.vote_weight >= 0,
+            "vote_weight",
+            "a finite number >= 0",
+            self.vote_weight,
+        )
 
     @property
     def has_both_orders(self) -> bool:

@@ -33,8 +33,9 @@ class Bar:
 
 
 def check_bars(documents: Sequence[dict[str, Any]]) -> list[Bar]:
-    """All bars over finished documents of `stagebeam evaluate`, one of each data set at most."""
-    by_data = {document["data"]: document for document in documents}
+    """All bars over finished documents of `stagebeam evaluate`, one of each data set and weight of
+    votes at most; where votes count, the searches alone are held to anything."""
+    by_data = {document["data"]: document for document in documents if not vote_weight(document)}
     shapes, easy = by_data.get(SHAPES), by_data.get(EASY_VQA)
     greedy = _row(shapes, "greedy", None)
     bars = [
@@ -46,13 +47,28 @@ def check_bars(documents: Sequence[dict[str, Any]]) -> list[Bar]:
         _accuracy("right, greedy", GREEDY, greedy),
         *_judge_bars(shapes),
     ]
-    temperatures = [] if shapes is None else [r["temperature"] for r in shapes["rows"]]
-    for temperature in dict.fromkeys(t for t in temperatures if t is not None):
-        bars += _search_bars(shapes, temperature)
+    for document in documents:
+        temperatures = [
+            row["temperature"] for row in document["rows"] if document["data"] == SHAPES
+        ]
+        for temperature in dict.fromkeys(t for t in temperatures if t is not None):
+            bars += _search_bars(document, temperature)
     bars.append(
         _accuracy("easy-VQA, official test, greedy", EASY_GREEDY, _row(easy, "greedy", None))
     )
     return bars
+
+
+def vote_weight(document: dict[str, Any]) -> float:
+    """What a candidate's copies counted for; 0 is the published tournament."""
+    weight: float = document["judge"].get("vote_weight", 0.0)
+    return weight
+
+
+def _where(document: dict[str, Any] | None, temperature: float) -> str:
+    """The end of a bar's name."""
+    votes = 0.0 if document is None else vote_weight(document)
+    return f" at temperature {temperature:g}" + (f", votes counted {votes:g}" if votes else "")
 
 
 def _judge_bars(document: dict[str, Any] | None) -> Iterator[Bar]:
@@ -64,7 +80,7 @@ def _judge_bars(document: dict[str, Any] | None) -> Iterator[Bar]:
 
 
 def _search_bars(document: dict[str, Any] | None, temperature: float) -> Iterator[Bar]:
-    at = f" at temperature {temperature:g}"
+    at = _where(document, temperature)
     stages = [_row(document, f"stage_beam:{size}", temperature) for size in RISING]
     name = f"right by stage-level N = {', '.join(map(str, RISING))}{at}"
     found = [row for row in stages if row is not None]
@@ -89,7 +105,7 @@ def _search_bars(document: dict[str, Any] | None, temperature: float) -> Iterato
 
 
 def _against(document: dict[str, Any] | None, temperature: float, rival: str) -> Bar:
-    name = f"stage_beam:4 against {rival} at temperature {temperature:g}"
+    name = f"stage_beam:4 against {rival}{_where(document, temperature)}"
     rows = [_row(document, label, temperature) for label in ("stage_beam:4", rival)]
     found = _comparison(document, temperature, "stage_beam:4", rival)
     if rows[0] is None or rows[1] is None or found is None:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stagebeam.benchmarks.accuracy.bars import check_bars
+from stagebeam.benchmarks.accuracy.bars import check_bars, vote_weight
 from stagebeam.benchmarks.accuracy.run import RESULTS
 from stagebeam.benchmarks.accuracy.table import (
     judge_table,
@@ -52,7 +52,7 @@ def read_results(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]
     if len(models) > 1:
         raise InvalidInputError(f"the results are of {len(models)} models; a card is of one")
     names = [document["data"] for document in documents]
-    if len(set(names)) < len(names):
+    if len({(document["data"], vote_weight(document)) for document in documents}) < len(names):
         raise InvalidInputError(f"two results of the same data: {', '.join(names)}")
     return documents
 
@@ -111,9 +111,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _sections(document: dict[str, Any]) -> list[str]:
-    parts = [
-        f"### {document['data']}, {document['split']} split, {document['num_questions']} questions"
-    ]
+    votes = f", votes counted {weight:g}" if (weight := vote_weight(document)) else ""
+    split, number = document["split"], document["num_questions"]
+    parts = [f"### {document['data']}, {split} split, {number} questions{votes}"]
     for temperature in dict.fromkeys(row["temperature"] for row in document["rows"]):
         rows = [row for row in document["rows"] if row["temperature"] == temperature]
         heading = "Greedy:" if temperature is None else f"Temperature {temperature:g}:"

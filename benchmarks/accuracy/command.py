@@ -26,7 +26,12 @@ from stagebeam.benchmarks.accuracy.run import (
 )
 from stagebeam.benchmarks.accuracy.table import to_markdown
 from stagebeam.benchmarks.accuracy.temperature import parse_range
-from stagebeam.engine.cli.options import add_model_options, engine_options, make_engine
+from stagebeam.engine.cli.options import (
+    add_model_options,
+    add_vote_weight,
+    engine_options,
+    make_engine,
+)
 from stagebeam.engine.cli.ray_options import add_ray_options, cluster, worker_resources
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.params import MAX_SEED, JudgeMode, JudgeParams
@@ -70,6 +75,7 @@ def add_evaluate_parser(commands: Any) -> None:
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--max-tokens", type=int, help="per stage")
     parser.add_argument("--judge", choices=get_args(JudgeMode), default="logits", help="mode")
+    add_vote_weight(parser)
     parser.add_argument(
         "--judge-pairs", type=int, default=0, metavar="N", help="judge N test pairs"
     )
@@ -111,7 +117,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
             num_questions=options.num_questions,
             contenders=contenders,
             sampling=replace(engine.default_sampling, **given),
-            judge=JudgeParams(mode=options.judge),
+            judge=JudgeParams(mode=options.judge, vote_weight=options.vote_weight),
             temperature_range=ends,
             has_own_temperature=ends is None or options.temperature is not None,
             num_judge_pairs=options.judge_pairs,

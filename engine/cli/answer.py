@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from stagebeam.engine.cli.options import add_model_options, make_engine
+from stagebeam.engine.cli.options import add_model_options, add_vote_weight, make_engine
 from stagebeam.engine.cli.progress import ProgressLine
 from stagebeam.engine.errors import InvalidInputError
 from stagebeam.engine.outputs import Answer
@@ -53,6 +53,7 @@ def add_answer_parser(commands: Any) -> None:
     judge.add_argument("--judge", choices=get_args(JudgeMode), default="logits", help="mode")
     judge.add_argument("--tournament", choices=get_args(Tournament), default="paper")
     judge.add_argument("--schedule", choices=get_args(Schedule), default="auto")
+    add_vote_weight(judge)
     judge.add_argument("--gate", action=argparse.BooleanOptionalAction, default=None)
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print the whole answer as JSON")
@@ -75,6 +76,7 @@ def run_answer(options: argparse.Namespace) -> int:
         tournament=options.tournament,
         schedule=options.schedule,
         gate=options.gate,
+        vote_weight=options.vote_weight,
     )
     plan = StagePlan.from_json(options.plan) if options.plan else None
     if options.html and not Path(options.html).absolute().parent.is_dir():

@@ -6,6 +6,17 @@ import argparse
 from typing import Any
 
 from stagebeam.engine.engine import Engine
+from stagebeam.engine.params import JudgeParams
+
+
+def add_vote_weight(parser: argparse._ActionsContainer) -> None:
+    """`JudgeParams.vote_weight`."""
+    parser.add_argument(
+        "--vote-weight",
+        type=float,
+        default=JudgeParams().vote_weight,
+        help="how much it counts that a candidate was sampled more often (default: 0, as published)",
+    )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ rounds. Invariant: the schedule decides only what is asked and when, never a mat
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +52,7 @@ class _Standing:
     texts: list[str]
     same: list[int]  # the lowest candidate with the same text
     is_well_formed: list[bool]
+    votes: list[float]  # for each candidate's text, in log-odds
     is_symmetric: (
         bool  # the judge asks both orders: the verdict on (b, a) is that on (a, b) negated
     )
@@ -80,6 +82,7 @@ class _Standing:
     def _judged(self, a: int, b: int, verdict: Verdict) -> Match:
         is_swapped = self.key(a, b) != (self.same[a], self.same[b])
         log_odds = -verdict.log_odds if is_swapped else verdict.log_odds
+        log_odds += self.votes[a] - self.votes[b]
         is_tie = log_odds == 0
         return Match(
             first=a,
@@ -111,10 +114,13 @@ def play(
     lowest: dict[str, int] = {}
     if is_well_formed is None:
         is_well_formed = [candidate.is_well_formed for candidate in candidates]
+    copies = Counter(text for text, is_one in zip(texts, is_well_formed, strict=True) if is_one)
+    weight = contest.judge.vote_weight
     standing = _Standing(
         texts=texts,
         same=[lowest.setdefault(text, i) for i, text in enumerate(texts)],
         is_well_formed=list(is_well_formed),
+        votes=[weight * math.log(max(copies[text], 1)) for text in texts],
         is_symmetric=contest.judge.has_both_orders,
         has_passed=[True] * count,
     )

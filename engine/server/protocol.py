@@ -103,6 +103,7 @@ class ChatRequest(Strict):
     schedule: Schedule | None = None
     both_orders: bool | None = None
     gate: bool | None = None
+    vote_weight: float | None = Field(None, ge=0)
     deadline_seconds: float | None = Field(None, gt=0)
     include_stages: bool = False
     stream_events: bool = False
@@ -126,6 +127,7 @@ class ChatRequest(Strict):
             schedule=self.schedule,
             both_orders=self.both_orders,
             gate=self.gate,
+            vote_weight=self.vote_weight,
         )
 
     def sampling_params(self, defaults: SamplingParams, choice: int) -> SamplingParams:
