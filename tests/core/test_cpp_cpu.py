@@ -25,6 +25,7 @@ PARTS = [
     "linear_avx512",
     "linear_vnni",
     "linear_bf16",
+    "linear_amx",
     "attention",
     "attention_bf16",
     "attention_plan",
