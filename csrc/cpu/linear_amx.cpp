@@ -26,8 +26,9 @@ namespace {
 
 using S = SimdAmxBf16;
 constexpr int kTileK = 32;
-// How far before its use a tile of weights is asked for: one line in a tile's time hides less.
+// How far ahead of their use few rows ask for weights.
 constexpr int64_t kBytesAhead = 4 * amx::kTileBytes;
+constexpr int kTileLines = amx::kTileBytes / kLineBytes;
 constexpr int kSums = 0, kX = 4, kWeights = 6;  // the first tile of each kind
 
 // A product's shape in tiles: `whole` of them along K and one more of `rest` lines.
@@ -61,6 +62,12 @@ struct alignas(64) LastTile {
   }
 };
 
+// Lines that are asked for while others are used, `lines` a tile.
+struct Ahead {
+  const std::byte* at;
+  int64_t lines;
+};
+
 // One tile of K: R tiles of activations `x_stride` apart times P tiles of weights.
 template <int R, int P>
 STAGEBEAM_INLINE inline void add_tiles(const std::byte* x, int64_t x_stride,
@@ -81,7 +88,8 @@ STAGEBEAM_INLINE inline void add_tiles(const std::byte* x, int64_t x_stride,
 // sums [R tiles of rows, P panels] over all of K; `last` holds the panels' last tiles.
 template <int R, int P>
 void multiply_tiles(const std::byte* panels, int64_t panel_bytes, const LastTile* last,
-                    const Tiling& tiling, const std::byte* x, float* sums, int64_t sum_stride) {
+                    const Tiling& tiling, const std::byte* x, Ahead ahead, float* sums,
+                    int64_t sum_stride) {
   const int64_t x_bytes = tiling.x_bytes(), x_stride = tiling.num_tiles() * x_bytes;
   amx::zero<kSums>();
   if constexpr (P == 2) amx::zero<kSums + 1>();
@@ -93,11 +101,8 @@ void multiply_tiles(const std::byte* panels, int64_t panel_bytes, const LastTile
       weights[p] =
           k == tiling.whole ? last[p].bytes : panels + p * panel_bytes + k * amx::kTileBytes;
     }
-    if constexpr (R == 1) {
-      STAGEBEAM_UNROLL for (int i = 0; i < 16; ++i) {
-        __builtin_prefetch(weights[0] + kBytesAhead + i * kLineBytes);
-      }
-    }
+    for (int64_t i = 0; i < ahead.lines; ++i, ahead.at += kLineBytes)
+      _mm_prefetch(ahead.at, _MM_HINT_T0);
     add_tiles<R, P>(x, x_stride, weights);
   }
   const int64_t row_bytes = sum_stride * int64_t{sizeof(float)};
@@ -118,14 +123,17 @@ void multiply_few(const LinearTask& task, const Tiling& tiling, int64_t first, i
     ask_for_out(task, 0, task.num_rows, panel);
     for (int64_t p = 0; p < unit; ++p) {
       if (tiling.rest > 0) last.copy(task.panel(panel + p), tiling);
-      multiply_tiles<1, 1>(task.panel(panel + p), task.panel_bytes, &last, tiling, task.integers,
-                           task.sums + p * kPanelRows, sum_stride);
+      const std::byte* weights = task.panel(panel + p);
+      multiply_tiles<1, 1>(weights, task.panel_bytes, &last, tiling, task.integers,
+                           {weights + kBytesAhead, kTileLines}, task.sums + p * kPanelRows,
+                           sum_stride);
     }
     finish_panels<S>(task, 0, task.num_rows, panel, unit, sum_stride);
   }
 }
 
-// Two panels, which stay in the near caches, meet two tiles of rows at a time.
+// Two panels, which stay in the near caches, meet two tiles of rows at a time; meanwhile the next
+// two are asked for.
 void multiply_many(const LinearTask& task, const Tiling& tiling, int64_t row, int64_t rows,
                    int64_t first, int64_t end) {
   constexpr int64_t kSumStride = 2 * kPanelRows;
@@ -136,14 +144,17 @@ void multiply_many(const LinearTask& task, const Tiling& tiling, int64_t row, in
   LastTile last[2];
   for (int64_t panel = first; panel < end; panel += 2) {
     const int64_t panels = end - panel < 2 ? 1 : 2;
+    const int64_t pieces = (rows + 2 * amx::kRows - 1) / (2 * amx::kRows);
+    Ahead ahead{task.panel(panel + panels), (2 * kTileLines + pieces - 1) / pieces};
     for (int64_t p = 0; p < panels && tiling.rest > 0; ++p) {
       last[p].copy(task.panel(panel + p), tiling);
     }
     for (int64_t r = 0; r < rows; r += 2 * amx::kRows) {
       const int64_t left = rows - r, some = left < 2 * amx::kRows ? left : 2 * amx::kRows;
       kFunctions[some > amx::kRows][panels - 1](task.panel(panel), task.panel_bytes, last, tiling,
-                                                task.integers + r / amx::kRows * x_stride,
+                                                task.integers + r / amx::kRows * x_stride, ahead,
                                                 task.sums, kSumStride);
+      ahead.at += ahead.lines * tiling.num_tiles() * kLineBytes;
       finish_panels<S>(task, row + r, some, panel, panels, kSumStride);
     }
   }
