@@ -27,7 +27,7 @@ namespace {
 using S = SimdAmxBf16;
 constexpr int kTileK = 32;
 // How far ahead of their use few rows ask for weights.
-constexpr int64_t kBytesAhead = 4 * amx::kTileBytes;
+constexpr int64_t kBytesAhead = 8 * amx::kTileBytes;
 constexpr int kTileLines = amx::kTileBytes / kLineBytes;
 constexpr int kSums = 0, kX = 4, kWeights = 6;  // the first tile of each kind
 
@@ -101,8 +101,9 @@ void multiply_tiles(const std::byte* panels, int64_t panel_bytes, const LastTile
       weights[p] =
           k == tiling.whole ? last[p].bytes : panels + p * panel_bytes + k * amx::kTileBytes;
     }
-    for (int64_t i = 0; i < ahead.lines; ++i, ahead.at += kLineBytes)
-      _mm_prefetch(ahead.at, _MM_HINT_T0);
+    for (int64_t i = 0; i < ahead.lines; ++i, ahead.at += kLineBytes) {
+      _mm_prefetch(ahead.at, R * P == 1 ? _MM_HINT_T0 : _MM_HINT_T1);
+    }
     add_tiles<R, P>(x, x_stride, weights);
   }
   const int64_t row_bytes = sum_stride * int64_t{sizeof(float)};
