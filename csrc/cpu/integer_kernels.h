@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "half.h"
@@ -89,63 +90,90 @@ using GroupOf = IntegerGroup<
     kIsLone ? 1 : Dots<S>::kMaxRows,
     std::conditional_t<Dots<S>::kIsWide && kFormat == WeightFormat::kInt8, int16_t, int8_t>>;
 
-// Rounds `count` activations to row `row` of groups of int8; numbers after the last are zeros. As
-// int16 every four a b c d stand in the order a c b d.
-template <typename S, WeightFormat kFormat, bool kIsLone>
-void quantize_row(const float* x, int64_t count, std::byte* memory, int64_t row) {
-  auto* groups = reinterpret_cast<GroupOf<S, kFormat, kIsLone>*>(memory);
-  constexpr bool kIsInt4 = kFormat == WeightFormat::kInt4;
-  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-  const float factor = kIsInt4 ? 1.0f / kInt4Factor : 1.0f;
-  const int64_t num_groups = (count + kGroupSize - 1) / kGroupSize;
-  for (int64_t g = 0; g < num_groups; ++g) {
-    const float* group = x + g * kGroupSize;
-    float padded[kGroupSize] = {};
-    const int64_t left = count - g * kGroupSize;
-    if (left < kGroupSize) {
-      std::memcpy(padded, group, sizeof(float) * static_cast<size_t>(left));
-      group = padded;
-    }
+// One group of activations as integers: x = q * most / 127, where all are finite.
+struct RoundedGroup {
+  float most;   // the largest magnitude; infinity or NaN where one is not finite, q is zeros then
+  int32_t sum;  // of q
+  bool is_finite() const { return most <= std::numeric_limits<float>::max(); }
+  // A group with infinities or NaN makes the row's sums NaN.
+  float scale(float factor) const {
+    return is_finite() ? most / 127.0f * factor : bits_to_float(0x7fc00000);
+  }
+  // What the group's numbers are multiplied with. Below 2^-119 the inverse would overflow: such a
+  // group is zeros.
+  static float inverse(float most) {
+    return most <= std::numeric_limits<float>::max() && most > 0x1p-119f ? 127.0f / most : 0.0f;
+  }
+};
+inline constexpr float kRoundingShift =
+    12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+
+// kGroupSize activations to q. An instruction set may specialise this.
+template <typename S>
+struct Rounding {
+  static RoundedGroup run(const float* x, int8_t* q) {
     int32_t most_bits = 0;  // magnitudes order as their bits do, infinities and NaN last
     for (int i = 0; i < kGroupSize; ++i) {
       int32_t bits;
-      std::memcpy(&bits, group + i, 4);
+      std::memcpy(&bits, x + i, 4);
       bits &= 0x7fffffff;
       most_bits = bits > most_bits ? bits : most_bits;
     }
-    const float most = bits_to_float(static_cast<uint32_t>(most_bits));
-    const bool is_finite = most_bits < 0x7f800000;
-    // Below 2^-119 the inverse would overflow: such a group is zeros.
-    const float inverse = is_finite && most > 0x1p-119f ? 127.0f / most : 0.0f;
-    int32_t values[kGroupSize];
-    int32_t sum = 0;
-    if (is_finite) {
-      for (int i = 0; i < kGroupSize; ++i) {
-        const float shifted = multiply_add<S>(group[i], inverse, kShift);
-        int32_t bits;
-        std::memcpy(&bits, &shifted, 4);
-        values[i] = bits - 0x4b400000;
-        sum += values[i];
-      }
-    } else {
-      for (int32_t& value : values) value = 0;
+    RoundedGroup group{bits_to_float(static_cast<uint32_t>(most_bits)), 0};
+    if (!group.is_finite()) {
+      std::memset(q, 0, kGroupSize);
+      return group;
     }
+    const float inverse = RoundedGroup::inverse(group.most);
+    for (int i = 0; i < kGroupSize; ++i) {
+      const float shifted = multiply_add<S>(x[i], inverse, kRoundingShift);
+      int32_t bits;
+      std::memcpy(&bits, &shifted, 4);
+      const int32_t value = bits - 0x4b400000;
+      q[i] = static_cast<int8_t>(value);
+      group.sum += value;
+    }
+    return group;
+  }
+};
+
+// Group `group` of `count` activations; numbers after the last are zeros.
+template <typename S>
+RoundedGroup round_group(const float* x, int64_t count, int64_t group, int8_t* q) {
+  x += group * kGroupSize;
+  const int64_t left = count - group * kGroupSize;
+  if (left >= kGroupSize) return Rounding<S>::run(x, q);
+  float padded[kGroupSize] = {};
+  std::memcpy(padded, x, sizeof(float) * static_cast<size_t>(left));
+  return Rounding<S>::run(padded, q);
+}
+
+// Rounds `count` activations to row `row` of groups. As int16 every four a b c d stand in the order
+// a c b d.
+template <typename S, WeightFormat kFormat, bool kIsLone>
+void quantize_row(const float* x, int64_t count, std::byte* memory, int64_t row) {
+  auto* groups = reinterpret_cast<GroupOf<S, kFormat, kIsLone>*>(memory);
+  const float factor = kFormat == WeightFormat::kInt4 ? 1.0f / kInt4Factor : 1.0f;
+  const int64_t num_groups = (count + kGroupSize - 1) / kGroupSize;
+  for (int64_t g = 0; g < num_groups; ++g) {
     auto* q = groups[g].q[row];
+    RoundedGroup group;
     if constexpr (sizeof q[0] == 2) {
+      int8_t values[kGroupSize];
+      group = round_group<S>(x, count, g, values);
       for (int i = 0; i < kGroupSize; i += 4) {
-        q[i] = static_cast<int16_t>(values[i]);
-        q[i + 1] = static_cast<int16_t>(values[i + 2]);
-        q[i + 2] = static_cast<int16_t>(values[i + 1]);
-        q[i + 3] = static_cast<int16_t>(values[i + 3]);
+        q[i] = values[i];
+        q[i + 1] = values[i + 2];
+        q[i + 2] = values[i + 1];
+        q[i + 3] = values[i + 3];
       }
     } else {
-      for (int i = 0; i < kGroupSize; ++i) q[i] = static_cast<int8_t>(values[i]);
+      group = round_group<S>(x, count, g, q);
     }
-    // A group with infinities or NaN makes the row's sums NaN.
-    const float scale = is_finite ? most / 127.0f * factor : bits_to_float(0x7fc00000);
+    const float scale = group.scale(factor);
     groups[g].scales[row] = scale;
-    groups[g].sums[row] = scale * static_cast<float>(sum);
-    groups[g].starts[row] = -128 * sum;
+    groups[g].sums[row] = scale * static_cast<float>(group.sum);
+    groups[g].starts[row] = -128 * group.sum;
   }
 }
 
