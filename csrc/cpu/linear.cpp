@@ -48,6 +48,7 @@ kernels::MultiplyFunction rounded_function(WeightFormat format) {
       return kernels::multiply_rounded_neon;
 #elif defined(__x86_64__)
     case Isa::kAmx:
+      return kernels::multiply_rounded_amx_integers;
     case Isa::kAvx512:
       return has_avx512_vnni() ? kernels::multiply_rounded_vnni : kernels::multiply_rounded_avx2;
     case Isa::kAvx2:

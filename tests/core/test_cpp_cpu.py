@@ -26,6 +26,7 @@ PARTS = [
     "linear_vnni",
     "linear_bf16",
     "linear_amx",
+    "linear_amx_integers",
     "attention",
     "attention_bf16",
     "attention_plan",
