@@ -9,7 +9,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 #include <type_traits>
 
 #include "half.h"
@@ -90,63 +89,51 @@ using GroupOf = IntegerGroup<
     kIsLone ? 1 : Dots<S>::kMaxRows,
     std::conditional_t<Dots<S>::kIsWide && kFormat == WeightFormat::kInt8, int16_t, int8_t>>;
 
-// One group of activations as integers: x = q * most / 127, where all are finite.
-struct RoundedGroup {
-  float most;   // the largest magnitude; infinity or NaN where one is not finite, q is zeros then
-  int32_t sum;  // of q
-  bool is_finite() const { return most <= std::numeric_limits<float>::max(); }
-  // A group with infinities or NaN makes the row's sums NaN.
-  float scale(float factor) const {
-    return is_finite() ? most / 127.0f * factor : bits_to_float(0x7fc00000);
-  }
-  // What the group's numbers are multiplied with. Below 2^-119 the inverse would overflow: such a
-  // group is zeros.
-  static float inverse(float most) {
-    return most <= std::numeric_limits<float>::max() && most > 0x1p-119f ? 127.0f / most : 0.0f;
-  }
-};
-inline constexpr float kRoundingShift =
-    12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+// Adding it rounds to a whole number, which is then in the low bits.
+inline constexpr float kRoundingShift = 12582912.0f;  // 1.5 * 2^23
+inline constexpr int32_t kRoundingBits = 0x4b400000;  // its own
 
-// kGroupSize activations to q. An instruction set may specialise this.
+// Rounds a row's groups, one after the other: kGroupSize integers to place(group), numbers after
+// the last being zeros; then note(group, scale, sum of the integers). An instruction set may
+// specialise this.
 template <typename S>
 struct Rounding {
-  static RoundedGroup run(const float* x, int8_t* q) {
-    int32_t most_bits = 0;  // magnitudes order as their bits do, infinities and NaN last
-    for (int i = 0; i < kGroupSize; ++i) {
-      int32_t bits;
-      std::memcpy(&bits, x + i, 4);
-      bits &= 0x7fffffff;
-      most_bits = bits > most_bits ? bits : most_bits;
+  template <typename Place, typename Note>
+  static void row(const float* x, int64_t count, float factor, Place place, Note note) {
+    for (int64_t g = 0; g * kGroupSize < count; ++g) {
+      const float* group = x + g * kGroupSize;
+      float padded[kGroupSize] = {};
+      const int64_t left = count - g * kGroupSize;
+      if (left < kGroupSize) {
+        std::memcpy(padded, group, sizeof(float) * static_cast<size_t>(left));
+        group = padded;
+      }
+      int32_t most_bits = 0;  // magnitudes order as their bits do, infinities and NaN last
+      for (int i = 0; i < kGroupSize; ++i) {
+        int32_t bits;
+        std::memcpy(&bits, group + i, 4);
+        bits &= 0x7fffffff;
+        most_bits = bits > most_bits ? bits : most_bits;
+      }
+      const float most = bits_to_float(static_cast<uint32_t>(most_bits));
+      const bool is_finite = most_bits < 0x7f800000;
+      // Below 2^-119 the inverse would overflow: such a group is zeros.
+      const float inverse = is_finite && most > 0x1p-119f ? 127.0f / most : 0.0f;
+      int8_t* q = place(g);
+      int32_t sum = 0;
+      for (int i = 0; i < kGroupSize; ++i) {
+        const float shifted = multiply_add<S>(group[i], inverse, kRoundingShift);
+        int32_t bits;
+        std::memcpy(&bits, &shifted, 4);
+        const int32_t value = is_finite ? bits - kRoundingBits : 0;
+        q[i] = static_cast<int8_t>(value);
+        sum += value;
+      }
+      // A group with infinities or NaN makes the row's sums NaN.
+      note(g, is_finite ? most / 127.0f * factor : bits_to_float(0x7fc00000), sum);
     }
-    RoundedGroup group{bits_to_float(static_cast<uint32_t>(most_bits)), 0};
-    if (!group.is_finite()) {
-      std::memset(q, 0, kGroupSize);
-      return group;
-    }
-    const float inverse = RoundedGroup::inverse(group.most);
-    for (int i = 0; i < kGroupSize; ++i) {
-      const float shifted = multiply_add<S>(x[i], inverse, kRoundingShift);
-      int32_t bits;
-      std::memcpy(&bits, &shifted, 4);
-      const int32_t value = bits - 0x4b400000;
-      q[i] = static_cast<int8_t>(value);
-      group.sum += value;
-    }
-    return group;
   }
 };
-
-// Group `group` of `count` activations; numbers after the last are zeros.
-template <typename S>
-RoundedGroup round_group(const float* x, int64_t count, int64_t group, int8_t* q) {
-  x += group * kGroupSize;
-  const int64_t left = count - group * kGroupSize;
-  if (left >= kGroupSize) return Rounding<S>::run(x, q);
-  float padded[kGroupSize] = {};
-  std::memcpy(padded, x, sizeof(float) * static_cast<size_t>(left));
-  return Rounding<S>::run(padded, q);
-}
 
 // Rounds `count` activations to row `row` of groups. As int16 every four a b c d stand in the order
 // a c b d.
@@ -154,27 +141,28 @@ template <typename S, WeightFormat kFormat, bool kIsLone>
 void quantize_row(const float* x, int64_t count, std::byte* memory, int64_t row) {
   auto* groups = reinterpret_cast<GroupOf<S, kFormat, kIsLone>*>(memory);
   const float factor = kFormat == WeightFormat::kInt4 ? 1.0f / kInt4Factor : 1.0f;
-  const int64_t num_groups = (count + kGroupSize - 1) / kGroupSize;
-  for (int64_t g = 0; g < num_groups; ++g) {
-    auto* q = groups[g].q[row];
-    RoundedGroup group;
-    if constexpr (sizeof q[0] == 2) {
-      int8_t values[kGroupSize];
-      group = round_group<S>(x, count, g, values);
-      for (int i = 0; i < kGroupSize; i += 4) {
-        q[i] = values[i];
-        q[i + 1] = values[i + 2];
-        q[i + 2] = values[i + 1];
-        q[i + 3] = values[i + 3];
-      }
+  constexpr bool kIsInt16 = sizeof groups[0].q[0][0] == 2;
+  int8_t values[kGroupSize];
+  auto place = [&](int64_t g) {
+    if constexpr (kIsInt16) {
+      (void)g;
+      return values;
     } else {
-      group = round_group<S>(x, count, g, q);
+      return groups[g].q[row];
     }
-    const float scale = group.scale(factor);
+  };
+  Rounding<S>::row(x, count, factor, place, [&](int64_t g, float scale, int32_t sum) {
+    auto* q = groups[g].q[row];
+    for (int i = 0; i < kGroupSize && kIsInt16; i += 4) {
+      q[i] = values[i];
+      q[i + 1] = values[i + 2];
+      q[i + 2] = values[i + 1];
+      q[i + 3] = values[i + 3];
+    }
     groups[g].scales[row] = scale;
-    groups[g].sums[row] = scale * static_cast<float>(group.sum);
-    groups[g].starts[row] = -128 * group.sum;
-  }
+    groups[g].sums[row] = scale * static_cast<float>(sum);
+    groups[g].starts[row] = -128 * sum;
+  });
 }
 
 // One panel times the groups' first R rows, over all of K, to out [R, kPanelRows].

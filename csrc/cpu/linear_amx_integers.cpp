@@ -25,7 +25,7 @@ struct SimdAmxIntegers : SimdAvx512 {};
 namespace kernels {
 
 template <>
-struct Rounding<SimdAmxIntegers> : RoundingAvx512<SimdAmxIntegers> {};
+struct Rounding<SimdAmxIntegers> : RoundingAvx512 {};
 
 namespace {
 
@@ -59,23 +59,27 @@ struct Piece {
         scales(reinterpret_cast<float*>(memory + units_of(groups, rows) * tile_bytes(rows))) {}
 
   // Rounds `count` numbers to row `row`.
-  void set(int row, int rows, const float* x, int64_t count, float factor) {
+  void set(int row, int rows, const float* x, int64_t count, float factor) const {
     const int64_t groups = (count + kGroupSize - 1) / kGroupSize;
-    for (int64_t g = 0; g < groups; ++g) {
-      int8_t q[kGroupSize];
-      const RoundedGroup group = round_group<S>(x, count, g, q);
-      if (groups_a_tile(rows) == 2) {
-        std::byte* line = tiles + g / 2 * tile_bytes(rows) + (g % 2 * rows + row) * 64;
-        std::memcpy(line + g % 2 * kGroupSize, q, kGroupSize);
-        std::memset(line + (1 - g % 2) * kGroupSize, 0, kGroupSize);
-        if (g + 1 == groups && g % 2 == 0) std::memset(line + rows * 64, 0, 64);
-      } else {
-        std::memcpy(tiles + g * tile_bytes(rows) + row * kGroupSize, q, kGroupSize);
+    const __m256i zeros = _mm256_setzero_si256();
+    auto place = [&](int64_t g) {
+      if (groups_a_tile(rows) == 1) {
+        return reinterpret_cast<int8_t*>(tiles + g * tile_bytes(rows) + row * kGroupSize);
       }
-      const float scale = group.scale(factor);
-      scales[(2 * g) * rows + row] = scale;
-      scales[(2 * g + 1) * rows + row] = scale * static_cast<float>(group.sum);
-    }
+      const int64_t half = g % 2;
+      auto* line =
+          reinterpret_cast<__m256i*>(tiles + g / 2 * tile_bytes(rows) + (half * rows + row) * 64);
+      _mm256_storeu_si256(line + 1 - half, zeros);
+      if (half == 0 && g + 1 == groups) {
+        _mm256_storeu_si256(line + 2 * rows, zeros);
+        _mm256_storeu_si256(line + 2 * rows + 1, zeros);
+      }
+      return reinterpret_cast<int8_t*>(line + half);
+    };
+    Rounding<S>::row(x, count, factor, place, [&](int64_t g, float scale, int32_t sum) {
+      scales[2 * g * rows + row] = scale;
+      scales[(2 * g + 1) * rows + row] = scale * static_cast<float>(sum);
+    });
   }
 };
 
@@ -106,27 +110,28 @@ void multiply_groups(Panel panel, const Piece& x, int64_t groups, float* out, in
   constexpr bool kIsInt4 = kFormat == WeightFormat::kInt4;
   constexpr int kG = groups_a_tile(R), kBlockGroups = kLayout.block_k / kGroupSize;
   constexpr int kDelay = 2, kDots = 4;  // tiles of sums under way
+  constexpr int kUnpackAhead = 3;       // a tile that is stored late is loaded late
   alignas(64) int32_t dots[kDots][kG * R * kPanelRows];
   const int64_t units = units_of(groups, R);
   auto block_of = [&](int64_t g) {
     return panel.packed + g / kBlockGroups * kLayout.block_bytes();
   };
 
+  auto unpack_unit = [&](int64_t unit) STAGEBEAM_INLINE {
+    STAGEBEAM_UNROLL for (int64_t i = 0; i < kG; ++i) {
+      const int64_t g = unit * kG + i;
+      if (g >= groups) continue;
+      unpack_group(block_of(g) + kLayout.scale_bytes, panel.unpacked + g * kGroupBytes);
+    }
+  };
   auto multiply_unit = [&](int64_t unit) STAGEBEAM_INLINE {
     for (int64_t i = 0; i < panel.lines_ahead; ++i, panel.ahead += kLineBytes) {
       _mm_prefetch(panel.ahead, _MM_HINT_T0);
     }
     const std::byte* weights;
     if constexpr (kIsInt4) {
-      std::byte* unpacked = panel.unpacked + unit * kG * kGroupBytes;
-      if (panel.is_new) {
-        STAGEBEAM_UNROLL for (int i = 0; i < kG; ++i) {
-          if (unit * kG + i < groups) {
-            unpack_group(block_of(unit * kG + i) + kLayout.scale_bytes, unpacked + i * kGroupBytes);
-          }
-        }
-      }
-      weights = unpacked;
+      if (panel.is_new) unpack_unit(unit + kUnpackAhead);
+      weights = panel.unpacked + unit * kG * kGroupBytes;
     } else {
       weights = block_of(unit * kG) + kLayout.scale_bytes + unit * kG % 2 * kGroupBytes;
     }
@@ -161,6 +166,7 @@ void multiply_groups(Panel panel, const Piece& x, int64_t groups, float* out, in
     }
   };
 
+  for (int64_t unit = 0; kIsInt4 && panel.is_new && unit < kUnpackAhead; ++unit) unpack_unit(unit);
   for (int64_t unit = 0; unit < units + kDelay; ++unit) {
     if (unit < units) multiply_unit(unit);
     if (unit < kDelay) continue;

@@ -24,7 +24,7 @@ struct SimdVnni : SimdAvx512 {};
 namespace kernels {
 
 template <>
-struct Rounding<SimdVnni> : RoundingAvx512<SimdVnni> {};
+struct Rounding<SimdVnni> : RoundingAvx512 {};
 
 template <>
 struct Dots<SimdVnni> {
