@@ -165,6 +165,10 @@ void quantize_row(const float* x, int64_t count, std::byte* memory, int64_t row)
   });
 }
 
+// How far ahead of their use weights are asked for: the more rows a line meets, the less of the
+// reading hides behind the products by itself.
+inline constexpr int64_t kIntegerBytesAhead = 4096;
+
 // One panel times the groups' first R rows, over all of K, to out [R, kPanelRows].
 template <typename S, WeightFormat kFormat, int R>
 void multiply_integers(const std::byte* panel, const std::byte* memory, int64_t num_groups,
@@ -175,6 +179,7 @@ void multiply_integers(const std::byte* panel, const std::byte* memory, int64_t 
   constexpr bool kIsInt4 = kFormat == WeightFormat::kInt4;
   constexpr int kGroups = kLayout.block_k / kGroupSize;
   constexpr int kLines = kGroupSize / kLayout.word_k;
+  constexpr int kGroupLines = (kLayout.block_bytes() / kGroups + kLineBytes - 1) / kLineBytes;
   constexpr int kV = kVectors<S>;
   typename S::Float sums[R][kV];
   STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
@@ -213,6 +218,11 @@ void multiply_integers(const std::byte* panel, const std::byte* memory, int64_t 
         if constexpr (kIsInt4) {
           sums[r][v] = S::fma(least, S::set1(x.sums[r]), sums[r][v]);
         }
+      }
+    }
+    if constexpr (S::kWidth == 16) {
+      STAGEBEAM_UNROLL for (int i = 0; i < kGroupLines; ++i) {
+        __builtin_prefetch(line + kIntegerBytesAhead + i * kLineBytes);
       }
     }
     if (in_block == kGroups - 1) block += kLayout.block_bytes();

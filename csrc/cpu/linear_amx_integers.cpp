@@ -1,9 +1,7 @@
 // The integer products with AMX: a group's exact dots for up to 16 rows at once, in a tile of their
 // own, then the float multiply-adds of integer_kernels.h in their order: the same bits.
 //
-// A tile of sums costs the same however few its rows are. So up to 8 rows take two groups a tile:
-// the lower half of its rows has zeros where the second group's numbers stand, the upper half where
-// the first's do.
+// A tile of sums takes as long to store for one row as for 16: few rows are faster in registers.
 #if defined(__x86_64__)
 #include <cstddef>
 #include <cstdint>
@@ -32,49 +30,25 @@ namespace {
 using S = SimdAmxIntegers;
 constexpr int kGroupBytes = kGroupSize * kPanelRows;  // of weights as bytes
 constexpr int kSums = 0, kX = 1, kWeights = 2;        // tiles
-// So few rows take less time in registers.
-constexpr int64_t kMaxVnniRows = 2;
+constexpr int kLeastRows = 9;                         // fewer take less time in registers
 constexpr int64_t kBytesAhead = 8192;  // few rows ask for weights so far ahead of their use
 
-constexpr int groups_a_tile(int rows) {
-  return rows <= 8 ? 2 : 1;
-}
-int64_t units_of(int64_t groups, int rows) {
-  return (groups + groups_a_tile(rows) - 1) / groups_a_tile(rows);
-}
-
-// `rows` rows of rounded activations: tiles, then for each group the rows' scales and their sums
-// times these (see IntegerGroup).
+// `rows` rows of rounded activations: a tile for each group, then for each group the rows' scales
+// and their sums times these (see IntegerGroup).
 struct Piece {
   std::byte* tiles;
   float* scales;  // [groups, 2, rows]
 
-  static int64_t tile_bytes(int rows) { return rows <= 8 ? 2 * rows * 64 : rows * kGroupSize; }
   static int64_t num_bytes(int64_t groups, int rows) {
-    const int64_t bytes = units_of(groups, rows) * tile_bytes(rows) + groups * 8 * rows;
-    return (bytes + 63) / 64 * 64;
+    return (groups * rows * (kGroupSize + 2 * int64_t{sizeof(float)}) + 63) / 64 * 64;
   }
   Piece(std::byte* memory, int64_t groups, int rows)
-      : tiles(memory),
-        scales(reinterpret_cast<float*>(memory + units_of(groups, rows) * tile_bytes(rows))) {}
+      : tiles(memory), scales(reinterpret_cast<float*>(memory + groups * rows * kGroupSize)) {}
 
   // Rounds `count` numbers to row `row`.
   void set(int row, int rows, const float* x, int64_t count, float factor) const {
-    const int64_t groups = (count + kGroupSize - 1) / kGroupSize;
-    const __m256i zeros = _mm256_setzero_si256();
     auto place = [&](int64_t g) {
-      if (groups_a_tile(rows) == 1) {
-        return reinterpret_cast<int8_t*>(tiles + g * tile_bytes(rows) + row * kGroupSize);
-      }
-      const int64_t half = g % 2;
-      auto* line =
-          reinterpret_cast<__m256i*>(tiles + g / 2 * tile_bytes(rows) + (half * rows + row) * 64);
-      _mm256_storeu_si256(line + 1 - half, zeros);
-      if (half == 0 && g + 1 == groups) {
-        _mm256_storeu_si256(line + 2 * rows, zeros);
-        _mm256_storeu_si256(line + 2 * rows + 1, zeros);
-      }
-      return reinterpret_cast<int8_t*>(line + half);
+      return reinterpret_cast<int8_t*>(tiles + (g * rows + row) * kGroupSize);
     };
     Rounding<S>::row(x, count, factor, place, [&](int64_t g, float scale, int32_t sum) {
       scales[2 * g * rows + row] = scale;
@@ -99,7 +73,7 @@ struct Panel {
   const std::byte* packed;
   std::byte* unpacked;     // of int4: [groups, kGroupBytes]
   bool is_new;             // not unpacked yet
-  const std::byte* ahead;  // lines that are asked for, so many with each tile
+  const std::byte* ahead;  // lines that are asked for, so many with each group
   int64_t lines_ahead;
 };
 
@@ -108,47 +82,38 @@ template <WeightFormat kFormat, int R>
 void multiply_groups(Panel panel, const Piece& x, int64_t groups, float* out, int64_t out_stride) {
   constexpr PanelLayout kLayout = panel_layout(kFormat);
   constexpr bool kIsInt4 = kFormat == WeightFormat::kInt4;
-  constexpr int kG = groups_a_tile(R), kBlockGroups = kLayout.block_k / kGroupSize;
-  constexpr int kDelay = 2, kDots = 4;  // tiles of sums under way
-  constexpr int kUnpackAhead = 3;       // a tile that is stored late is loaded late
-  alignas(64) int32_t dots[kDots][kG * R * kPanelRows];
-  const int64_t units = units_of(groups, R);
+  constexpr int kBlockGroups = kLayout.block_k / kGroupSize;
+  // What is stored in lines and loaded in tiles, or the other way round, would wait for its store.
+  constexpr int kDelay = 2, kDots = 4, kUnpackAhead = 3;
+  alignas(64) int32_t dots[kDots][R * kPanelRows];
   auto block_of = [&](int64_t g) {
     return panel.packed + g / kBlockGroups * kLayout.block_bytes();
   };
-
-  auto unpack_unit = [&](int64_t unit) STAGEBEAM_INLINE {
-    STAGEBEAM_UNROLL for (int64_t i = 0; i < kG; ++i) {
-      const int64_t g = unit * kG + i;
-      if (g >= groups) continue;
-      unpack_group(block_of(g) + kLayout.scale_bytes, panel.unpacked + g * kGroupBytes);
-    }
+  auto unpack = [&](int64_t g) STAGEBEAM_INLINE {
+    if (!panel.is_new || g >= groups) return;
+    unpack_group(block_of(g) + kLayout.scale_bytes, panel.unpacked + g * kGroupBytes);
   };
-  auto multiply_unit = [&](int64_t unit) STAGEBEAM_INLINE {
+  auto multiply = [&](int64_t g) STAGEBEAM_INLINE {
     for (int64_t i = 0; i < panel.lines_ahead; ++i, panel.ahead += kLineBytes) {
       _mm_prefetch(panel.ahead, _MM_HINT_T0);
     }
-    const std::byte* weights;
-    if constexpr (kIsInt4) {
-      if (panel.is_new) unpack_unit(unit + kUnpackAhead);
-      weights = panel.unpacked + unit * kG * kGroupBytes;
-    } else {
-      weights = block_of(unit * kG) + kLayout.scale_bytes + unit * kG % 2 * kGroupBytes;
-    }
-    amx::load<kWeights>(weights, kLineBytes);
-    amx::load<kX>(x.tiles + unit * Piece::tile_bytes(R), kG * kGroupSize);
+    amx::load<kX>(x.tiles + g * R * kGroupSize, kGroupSize);
     amx::zero<kSums>();
     if constexpr (kIsInt4) {
+      unpack(g + kUnpackAhead);
+      amx::load<kWeights>(panel.unpacked + g * kGroupBytes, kLineBytes);
       amx::add_uint8<kSums, kX, kWeights>();
     } else {
+      amx::load<kWeights>(block_of(g) + kLayout.scale_bytes + g % kBlockGroups * kGroupBytes,
+                          kLineBytes);
       amx::add_int8<kSums, kX, kWeights>();
     }
-    amx::store<kSums>(dots[unit % kDots], kLineBytes);
+    amx::store<kSums>(dots[g % kDots], kLineBytes);
   };
 
   __m512 sums[R];
   STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) sums[r] = S::zero();
-  auto add_group = [&](int64_t g, const int32_t* group_dots) STAGEBEAM_INLINE {
+  auto add = [&](int64_t g) STAGEBEAM_INLINE {
     const auto* bits = reinterpret_cast<const uint16_t*>(block_of(g));
     const float* scales = x.scales + 2 * g * R;
     __m512 step, least = S::zero();
@@ -160,22 +125,16 @@ void multiply_groups(Panel panel, const Piece& x, int64_t groups, float* out, in
     }
     STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
       const __m512 scale = S::mul(step, S::set1(scales[r]));
-      const __m512 dot = _mm512_cvtepi32_ps(S::load_words(group_dots + r * kPanelRows));
+      const __m512 dot = _mm512_cvtepi32_ps(S::load_words(dots[g % kDots] + r * kPanelRows));
       sums[r] = S::fma(dot, scale, sums[r]);
       if constexpr (kIsInt4) sums[r] = S::fma(least, S::set1(scales[R + r]), sums[r]);
     }
   };
 
-  for (int64_t unit = 0; kIsInt4 && panel.is_new && unit < kUnpackAhead; ++unit) unpack_unit(unit);
-  for (int64_t unit = 0; unit < units + kDelay; ++unit) {
-    if (unit < units) multiply_unit(unit);
-    if (unit < kDelay) continue;
-    const int64_t done = unit - kDelay;
-    STAGEBEAM_UNROLL for (int i = 0; i < kG; ++i) {
-      if (kG == 1 || i == 0 || done * kG + i < groups) {
-        add_group(done * kG + i, dots[done % kDots] + i * R * kPanelRows);
-      }
-    }
+  for (int64_t g = 0; kIsInt4 && g < kUnpackAhead; ++g) unpack(g);
+  for (int64_t g = 0; g < groups + kDelay; ++g) {
+    if (g < groups) multiply(g);
+    if (g >= kDelay) add(g - kDelay);
   }
   STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) S::store(out + r * out_stride, sums[r]);
 }
@@ -183,23 +142,22 @@ void multiply_groups(Panel panel, const Piece& x, int64_t groups, float* out, in
 using GroupsFunction = void (*)(Panel, const Piece&, int64_t, float*, int64_t);
 template <WeightFormat kFormat>
 struct GroupsTable {
-  GroupsFunction run[amx::kRows];  // [rows - 1]
+  GroupsFunction run[amx::kRows - kLeastRows + 1];  // [rows - kLeastRows]
 
   template <int... R>
   static constexpr GroupsTable make(std::integer_sequence<int, R...>) {
-    return {{&multiply_groups<kFormat, R + 1>...}};
+    return {{&multiply_groups<kFormat, R + kLeastRows>...}};
   }
 };
 template <WeightFormat kFormat>
 constexpr GroupsTable<kFormat> kGroupsTable =
-    GroupsTable<kFormat>::make(std::make_integer_sequence<int, amx::kRows>{});
+    GroupsTable<kFormat>::make(std::make_integer_sequence<int, amx::kRows - kLeastRows + 1>{});
 
 amx::Config config_of(int rows) {
-  const int groups = groups_a_tile(rows), most = groups * rows;
   amx::Config config;
-  config.set(kSums, most, kLineBytes);
-  config.set(kX, most, groups * kGroupSize);
-  config.set(kWeights, groups * kGroupBytes / kLineBytes, kLineBytes);
+  config.set(kSums, rows, kLineBytes);
+  config.set(kX, rows, kGroupSize);
+  config.set(kWeights, kGroupBytes / kLineBytes, kLineBytes);
   return config;
 }
 
@@ -211,8 +169,9 @@ void multiply_rows(const LinearTask& task, int64_t row, int64_t rows, int64_t fi
   const int64_t step = task.epilogue.kind == Epilogue::Kind::kSiluMul ? 2 : 1;
   const int64_t groups = (task.in_features + kGroupSize - 1) / kGroupSize;
   const int64_t pieces = (rows + amx::kRows - 1) / amx::kRows;
-  const int size = static_cast<int>((rows + pieces - 1) / pieces);
-  const int64_t unpacked_bytes = (groups + 1) / 2 * 2 * kGroupBytes;
+  const int64_t even = (rows + pieces - 1) / pieces;
+  const int size = static_cast<int>(even < kLeastRows ? kLeastRows : even);
+  const int64_t unpacked_bytes = groups * kGroupBytes;
   std::byte* x = task.integers + (kIsInt4 ? 2 * unpacked_bytes : 0);
   const int64_t x_bytes = Piece::num_bytes(groups, size);
   for (int64_t r = 0; r < rows; ++r) {
@@ -220,17 +179,17 @@ void multiply_rows(const LinearTask& task, int64_t row, int64_t rows, int64_t fi
         .set(static_cast<int>(r % size), size, task.x.data + (row + r) * task.x.stride,
              task.in_features, kIsInt4 ? 1.0f / kInt4Factor : 1.0f);
   }
-  const auto multiply = kGroupsTable<kFormat>.run[size - 1];
-  const int64_t units = units_of(groups, size), lines = task.panel_bytes / kLineBytes;
+  const auto multiply = kGroupsTable<kFormat>.run[size - kLeastRows];
+  const int64_t lines = task.panel_bytes / kLineBytes;
   const bool is_few = pieces == 1;
   // Many rows ask for the next panels evenly, while they meet these.
-  const int64_t lines_ahead = (lines + pieces * units - 1) / (pieces * units);
+  const int64_t lines_ahead = (lines + pieces * groups - 1) / (pieces * groups);
   const amx::Tiles tiles(config_of(size));
   for (int64_t panel = first; panel < end; panel += step) {
     if (is_few) ask_for_out(task, row, rows, panel);
     const std::byte* ahead = task.panel(panel + step);
     for (int64_t piece = 0; piece < pieces; ++piece) {
-      for (int64_t p = 0; p < step; ++p, ahead += units * lines_ahead * kLineBytes) {
+      for (int64_t p = 0; p < step; ++p, ahead += groups * lines_ahead * kLineBytes) {
         const std::byte* packed = task.panel(panel + p);
         multiply({packed, task.integers + p * unpacked_bytes, piece == 0,
                   is_few ? packed + kBytesAhead : ahead, lines_ahead},
@@ -250,7 +209,7 @@ void multiply_rows(const LinearTask& task, int64_t row, int64_t rows, int64_t fi
 
 void multiply_rounded_amx_integers(const LinearTask& task, WeightFormat format, int64_t first,
                                    int64_t end) {
-  if (task.num_rows <= kMaxVnniRows) return multiply_rounded_vnni(task, format, first, end);
+  if (task.num_rows < kLeastRows) return multiply_rounded_vnni(task, format, first, end);
   for (int64_t row = 0; row < task.num_rows; row += kIntegerRows) {
     const int64_t left = task.num_rows - row, rows = left < kIntegerRows ? left : kIntegerRows;
     if (format == WeightFormat::kInt4) {
