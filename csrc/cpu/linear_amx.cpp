@@ -7,7 +7,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include "linear_tables.h"
 // The instruction set begins here, for all that follows.
