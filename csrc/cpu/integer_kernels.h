@@ -89,65 +89,85 @@ using GroupOf = IntegerGroup<
     kIsLone ? 1 : Dots<S>::kMaxRows,
     std::conditional_t<Dots<S>::kIsWide && kFormat == WeightFormat::kInt8, int16_t, int8_t>>;
 
-// Rounds `count` activations to row `row` of groups of int8; numbers after the last are zeros. As
-// int16 every four a b c d stand in the order a c b d.
+// Adding it rounds to a whole number, which is then in the low bits.
+inline constexpr float kRoundingShift = 12582912.0f;  // 1.5 * 2^23
+inline constexpr int32_t kRoundingBits = 0x4b400000;  // its own
+
+// Rounds a row's groups, one after the other: kGroupSize integers to place(group), numbers after
+// the last being zeros; then note(group, scale, sum of the integers). An instruction set may
+// specialise this.
+template <typename S>
+struct Rounding {
+  template <typename Place, typename Note>
+  static void row(const float* x, int64_t count, float factor, Place place, Note note) {
+    for (int64_t g = 0; g * kGroupSize < count; ++g) {
+      const float* group = x + g * kGroupSize;
+      float padded[kGroupSize] = {};
+      const int64_t left = count - g * kGroupSize;
+      if (left < kGroupSize) {
+        std::memcpy(padded, group, sizeof(float) * static_cast<size_t>(left));
+        group = padded;
+      }
+      int32_t most_bits = 0;  // magnitudes order as their bits do, infinities and NaN last
+      for (int i = 0; i < kGroupSize; ++i) {
+        int32_t bits;
+        std::memcpy(&bits, group + i, 4);
+        bits &= 0x7fffffff;
+        most_bits = bits > most_bits ? bits : most_bits;
+      }
+      const float most = bits_to_float(static_cast<uint32_t>(most_bits));
+      const bool is_finite = most_bits < 0x7f800000;
+      // Below 2^-119 the inverse would overflow: such a group is zeros.
+      const float inverse = is_finite && most > 0x1p-119f ? 127.0f / most : 0.0f;
+      int8_t* q = place(g);
+      int32_t sum = 0;
+      for (int i = 0; i < kGroupSize; ++i) {
+        const float shifted = multiply_add<S>(group[i], inverse, kRoundingShift);
+        int32_t bits;
+        std::memcpy(&bits, &shifted, 4);
+        const int32_t value = is_finite ? bits - kRoundingBits : 0;
+        q[i] = static_cast<int8_t>(value);
+        sum += value;
+      }
+      // A group with infinities or NaN makes the row's sums NaN.
+      note(g, is_finite ? most / 127.0f * factor : bits_to_float(0x7fc00000), sum);
+    }
+  }
+};
+
+// Rounds `count` activations to row `row` of groups. As int16 every four a b c d stand in the order
+// a c b d.
 template <typename S, WeightFormat kFormat, bool kIsLone>
 void quantize_row(const float* x, int64_t count, std::byte* memory, int64_t row) {
   auto* groups = reinterpret_cast<GroupOf<S, kFormat, kIsLone>*>(memory);
-  constexpr bool kIsInt4 = kFormat == WeightFormat::kInt4;
-  constexpr float kShift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
-  const float factor = kIsInt4 ? 1.0f / kInt4Factor : 1.0f;
-  const int64_t num_groups = (count + kGroupSize - 1) / kGroupSize;
-  for (int64_t g = 0; g < num_groups; ++g) {
-    const float* group = x + g * kGroupSize;
-    float padded[kGroupSize] = {};
-    const int64_t left = count - g * kGroupSize;
-    if (left < kGroupSize) {
-      std::memcpy(padded, group, sizeof(float) * static_cast<size_t>(left));
-      group = padded;
-    }
-    int32_t most_bits = 0;  // magnitudes order as their bits do, infinities and NaN last
-    for (int i = 0; i < kGroupSize; ++i) {
-      int32_t bits;
-      std::memcpy(&bits, group + i, 4);
-      bits &= 0x7fffffff;
-      most_bits = bits > most_bits ? bits : most_bits;
-    }
-    const float most = bits_to_float(static_cast<uint32_t>(most_bits));
-    const bool is_finite = most_bits < 0x7f800000;
-    // Below 2^-119 the inverse would overflow: such a group is zeros.
-    const float inverse = is_finite && most > 0x1p-119f ? 127.0f / most : 0.0f;
-    int32_t values[kGroupSize];
-    int32_t sum = 0;
-    if (is_finite) {
-      for (int i = 0; i < kGroupSize; ++i) {
-        const float shifted = multiply_add<S>(group[i], inverse, kShift);
-        int32_t bits;
-        std::memcpy(&bits, &shifted, 4);
-        values[i] = bits - 0x4b400000;
-        sum += values[i];
-      }
+  const float factor = kFormat == WeightFormat::kInt4 ? 1.0f / kInt4Factor : 1.0f;
+  constexpr bool kIsInt16 = sizeof groups[0].q[0][0] == 2;
+  int8_t values[kGroupSize];
+  auto place = [&](int64_t g) {
+    if constexpr (kIsInt16) {
+      (void)g;
+      return values;
     } else {
-      for (int32_t& value : values) value = 0;
+      return groups[g].q[row];
     }
+  };
+  Rounding<S>::row(x, count, factor, place, [&](int64_t g, float scale, int32_t sum) {
     auto* q = groups[g].q[row];
-    if constexpr (sizeof q[0] == 2) {
-      for (int i = 0; i < kGroupSize; i += 4) {
-        q[i] = static_cast<int16_t>(values[i]);
-        q[i + 1] = static_cast<int16_t>(values[i + 2]);
-        q[i + 2] = static_cast<int16_t>(values[i + 1]);
-        q[i + 3] = static_cast<int16_t>(values[i + 3]);
-      }
-    } else {
-      for (int i = 0; i < kGroupSize; ++i) q[i] = static_cast<int8_t>(values[i]);
+    for (int i = 0; i < kGroupSize && kIsInt16; i += 4) {
+      q[i] = values[i];
+      q[i + 1] = values[i + 2];
+      q[i + 2] = values[i + 1];
+      q[i + 3] = values[i + 3];
     }
-    // A group with infinities or NaN makes the row's sums NaN.
-    const float scale = is_finite ? most / 127.0f * factor : bits_to_float(0x7fc00000);
     groups[g].scales[row] = scale;
     groups[g].sums[row] = scale * static_cast<float>(sum);
     groups[g].starts[row] = -128 * sum;
-  }
+  });
 }
+
+// How far ahead of their use weights are asked for: the more rows a line meets, the less of the
+// reading hides behind the products by itself.
+inline constexpr int64_t kIntegerBytesAhead = 4096;
 
 // One panel times the groups' first R rows, over all of K, to out [R, kPanelRows].
 template <typename S, WeightFormat kFormat, int R>
@@ -159,6 +179,7 @@ void multiply_integers(const std::byte* panel, const std::byte* memory, int64_t 
   constexpr bool kIsInt4 = kFormat == WeightFormat::kInt4;
   constexpr int kGroups = kLayout.block_k / kGroupSize;
   constexpr int kLines = kGroupSize / kLayout.word_k;
+  constexpr int kGroupLines = (kLayout.block_bytes() / kGroups + kLineBytes - 1) / kLineBytes;
   constexpr int kV = kVectors<S>;
   typename S::Float sums[R][kV];
   STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
@@ -197,6 +218,11 @@ void multiply_integers(const std::byte* panel, const std::byte* memory, int64_t 
         if constexpr (kIsInt4) {
           sums[r][v] = S::fma(least, S::set1(x.sums[r]), sums[r][v]);
         }
+      }
+    }
+    if constexpr (S::kWidth == 16) {
+      STAGEBEAM_UNROLL for (int i = 0; i < kGroupLines; ++i) {
+        __builtin_prefetch(line + kIntegerBytesAhead + i * kLineBytes);
       }
     }
     if (in_block == kGroups - 1) block += kLayout.block_bytes();

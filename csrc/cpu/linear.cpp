@@ -37,6 +37,7 @@ kernels::MultiplyFunction rounded_function(WeightFormat format) {
   if (format == WeightFormat::kBf16) {
 #if defined(__x86_64__)
     static const bool has_bf16 = has_avx512_bf16();
+    if (active_isa() == Isa::kAmx) return kernels::multiply_rounded_amx_bf16;
     if (has_bf16 && active_isa() >= Isa::kAvx512) return kernels::multiply_rounded_bf16;
 #endif
     return nullptr;
@@ -47,6 +48,7 @@ kernels::MultiplyFunction rounded_function(WeightFormat format) {
       return kernels::multiply_rounded_neon;
 #elif defined(__x86_64__)
     case Isa::kAmx:
+      return kernels::multiply_rounded_amx_integers;
     case Isa::kAvx512:
       return has_avx512_vnni() ? kernels::multiply_rounded_vnni : kernels::multiply_rounded_avx2;
     case Isa::kAvx2:

@@ -40,16 +40,19 @@ struct LinearTask {
 // Panels first .. end - 1 of the product.
 using MultiplyFunction = void (*)(const LinearTask& task, WeightFormat format, int64_t first,
                                   int64_t end);
-// Bytes that `num_rows` rows rounded to int8 take at most, in whole groups of rows.
+// Bytes that `num_rows` rows rounded to int8 take at most, in whole groups of rows; in tiles they
+// lie behind two panels of bytes.
 inline int64_t integer_bytes(int64_t num_rows, int64_t in_features) {
   const int64_t groups = (in_features + kGroupSize - 1) / kGroupSize;
-  const int64_t rows = num_rows < kIntegerRows ? num_rows : kIntegerRows;
-  return (rows + 7) / 8 * 8 * groups * (2 * kGroupSize + 3 * 4);
+  const int64_t rows = ((num_rows < kIntegerRows ? num_rows : kIntegerRows) + 7) / 8 * 8;
+  return rows * (groups + 1) * (2 * kGroupSize + 3 * 4) +
+         (groups + 1) * 2 * kGroupSize * kPanelRows;
 }
 // The same of the kernel that weights of `format` meet.
 inline int64_t rounded_bytes(WeightFormat format, int64_t num_rows, int64_t in_features) {
   if (format != WeightFormat::kBf16) return integer_bytes(num_rows, in_features);
-  return (num_rows < kMaxSumRows ? num_rows : kMaxSumRows) * (in_features + 1) / 2 * 4;
+  const int64_t rows = num_rows < kMaxSumRows ? num_rows : kMaxSumRows;
+  return (rows <= 16 ? rows : (rows + 15) / 16 * 16) * ((in_features + 31) / 32) * 64;  // tiles
 }
 
 void multiply_scalar(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
@@ -64,5 +67,10 @@ void multiply_rounded_avx2(const LinearTask& task, WeightFormat format, int64_t 
 void multiply_rounded_vnni(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
 // The same for bf16 weights with activations rounded to bf16.
 void multiply_rounded_bf16(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
+void multiply_rounded_amx_bf16(const LinearTask& task, WeightFormat format, int64_t first,
+                               int64_t end);
+// The bits of multiply_rounded_vnni, which takes few rows itself.
+void multiply_rounded_amx_integers(const LinearTask& task, WeightFormat format, int64_t first,
+                                   int64_t end);
 
 }  // namespace stagebeam::kernels

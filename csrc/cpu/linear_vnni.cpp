@@ -14,7 +14,7 @@
 #pragma GCC target("avx512vnni")
 #endif
 
-#include "integer_kernels.h"
+#include "integer_avx512.h"
 
 namespace stagebeam {
 
@@ -22,6 +22,9 @@ namespace stagebeam {
 struct SimdVnni : SimdAvx512 {};
 
 namespace kernels {
+
+template <>
+struct Rounding<SimdVnni> : RoundingAvx512 {};
 
 template <>
 struct Dots<SimdVnni> {

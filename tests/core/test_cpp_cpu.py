@@ -25,6 +25,8 @@ PARTS = [
     "linear_avx512",
     "linear_vnni",
     "linear_bf16",
+    "linear_amx",
+    "linear_amx_integers",
     "attention",
     "attention_bf16",
     "attention_plan",

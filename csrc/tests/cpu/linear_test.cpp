@@ -121,6 +121,28 @@ TEST(products_equal_a_double_sum_and_do_not_depend_on_rows_or_parts) {
   }
 }
 
+// More rows than a kernel rounds or holds at once, and a last block of few.
+TEST(rows_in_blocks_are_the_rows_alone) {
+  constexpr int64_t kN = 40, kK = 100, kRows = 530;
+  const auto source = random_floats(kN * kK, 12), x = random_floats(kRows * kK, 13);
+  for (const Isa isa : available_isas()) {
+    set_active_isa(isa);
+    for (const WeightFormat format : kFormats) {
+      PackedMatrix weights(kN, kK, format);
+      weights.pack_rows(0, kN, source.data(), SourceType::kFloat32, kK);
+      const auto whole = product(weights, x.data(), kRows, kN, 2);
+      for (const int64_t row : {0, 15, 127, 128, 255, 300, 511, 512, 529}) {
+        const auto alone = product(weights, x.data() + row * kK, 1, kN, 1);
+        CHECK(same_bits(alone.data(), whole.data() + row * kN, kN));
+      }
+      for (const int64_t rows : {128, 129, 140, 515}) {
+        const auto some = product(weights, x.data(), rows, kN, 1);
+        CHECK(same_bits(some.data(), whole.data(), rows * kN));
+      }
+    }
+  }
+}
+
 TEST(simd_sets_give_the_same_bits) {
   const auto source = random_floats(100 * 301, 3);
   auto x = random_floats(20 * 301, 4);
