@@ -135,6 +135,8 @@ extern const Kernels kAvx512Kernels;
 // `attend` over bfloat16 caches with AVX-512's bf16 products: queries and softmax weights are
 // rounded to bfloat16 too.
 void attend_bf16_pairs(const Tile& tile);
+// The same with AMX's tiles.
+void attend_bf16_tiles(const Tile& tile);
 #endif
 
 }  // namespace stagebeam::cpu
