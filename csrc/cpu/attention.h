@@ -164,12 +164,12 @@ class AttentionPlan {
                         int64_t kv_head) const;
   void load_queries(const AttentionLayer& layer, int64_t unit, int share,
                     AttentionScratch& scratch);
-  void run_tiles(const AttentionLayer& layer, const Item& item, int64_t kv_head, int64_t split,
-                 const TokensAhead& ahead, int share, AttentionScratch& scratch);
+  void run_tiles(const AttentionLayer& layer, const Item& item, int64_t kv_head,
+                 const TokensAhead& after, int share, AttentionScratch& scratch);
   void fold_all(const AttentionLayer& layer, Tile& tile, int64_t longest,
                 AttentionScratch& scratch) const;
   void fold_bundle(int64_t row, int64_t head, int64_t bundle);
-  void fold_item(const Item& item);
+  void fold_item(const Item& item, int64_t kv_head);
 
   AttentionShape shape_{};
   std::vector<Source> sources_;
