@@ -283,14 +283,10 @@ void AttentionPlan::run_tiles(const AttentionLayer& layer, const Item& item, int
       }
       Tile tile{&layout, &shared, 0, 0, source.length, queries, count, {}, &scratch.lines_ahead};
       if (is_split) {
-        for (int64_t split = item.first_split; split < item.end_split; ++split) {
-          tile.begin = split * kSplitTokens;
-          tile.end = std::clamp(longest, tile.begin, tile.begin + kSplitTokens);
-          tile.ahead =
-              split + 1 < item.end_split ? tokens_of(layer, item, split + 1, kv_head) : after;
-          k.attend(tile);
-          for (int64_t q = 0; q < count; ++q) queries[q].state += stride;
-        }
+        tile.begin = item.first_split * kSplitTokens;
+        tile.end = std::min(longest, item.end_split * kSplitTokens);
+        tile.ahead = after;
+        k.attend(tile);
         continue;
       }
       fold_all(layer, tile, longest, scratch);
@@ -316,14 +312,10 @@ void AttentionPlan::fold_all(const AttentionLayer& layer, Tile& tile, int64_t lo
   const int64_t num_splits = splits_of(longest);
   for (int64_t first = 0; first < num_splits; first += kBundleSplits) {
     const int64_t count = std::min(kBundleSplits, num_splits - first);
-    for (int64_t split = 0; split < count; ++split) {
-      tile.begin = (first + split) * kSplitTokens;
-      tile.end = std::min(tile.begin + kSplitTokens, longest);
-      k.attend(tile);
-      for (int64_t q = 0; q < tile.num_queries; ++q) tile.queries[q].state += stride;
-    }
+    tile.begin = first * kSplitTokens;
+    tile.end = std::min(tile.begin + count * kSplitTokens, longest);
+    k.attend(tile);
     for (int64_t q = 0; q < tile.num_queries; ++q) {
-      tile.queries[q].state -= count * stride;
       k.bundle_states(tile.queries[q].state, count, head_dim, bundle);
       k.fold_states(bundle, 1, head_dim, folded + q * stride);
     }

@@ -80,14 +80,17 @@ class PairProduct {
  public:
   static constexpr bool kHasFreeTargets = true;
 
-  explicit PairProduct(int64_t num_rows) : num_rows_(num_rows) {}
-  void run(const uint32_t (*pairs)[kPairs], const PairTile& tile, int64_t num_pairs, int64_t width,
-           bool is_first, float* const* targets, Prefetcher& ahead) const {
+  static void keep_awake() {}
+
+  explicit PairProduct(int64_t) {}
+  void run(const uint32_t (*pairs)[kPairs], int64_t num_rows, const PairTile& tile,
+           int64_t num_pairs, int64_t width, bool is_first, float* const* targets,
+           Prefetcher& ahead) const {
     const uint32_t* rows[kRowsAtOnce];
     const int64_t vectors = (width + kLanes - 1) / kLanes;
-    const int64_t pieces = (num_rows_ + kRowsAtOnce - 1) / kRowsAtOnce;
+    const int64_t pieces = (num_rows + kRowsAtOnce - 1) / kRowsAtOnce;
     for (int64_t piece = 0, row = 0; piece < pieces; ++piece) {
-      const int64_t count = (num_rows_ - row) / (pieces - piece);
+      const int64_t count = (num_rows - row) / (pieces - piece);
       for (int64_t r = 0; r < count; ++r) rows[r] = pairs[row + r];
       const std::byte* lines = ahead.take_lines(num_pairs * kLinesAPair);
       if (lines == nullptr) lines = reinterpret_cast<const std::byte*>(&tile);  // near already
@@ -96,9 +99,6 @@ class PairProduct {
       row += count;
     }
   }
-
- private:
-  int64_t num_rows_;
 };
 
 }  // namespace

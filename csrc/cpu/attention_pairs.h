@@ -97,11 +97,13 @@ class Prefetcher {
 };
 
 // Line p of the tile: elements 2 * p and 2 * p + 1, from `first` on, of each token's key.
+template <typename Product>
 void fill_keys(const Bfloat16* const* rows, int64_t count, int64_t first, int64_t head_dim,
                PairTile& tile, Prefetcher& ahead) {
   for (int64_t token = 0; token < count; token += kLanes) {
     for (int64_t p = 0; p < kPairs && first + 2 * p < head_dim; p += kLanes) {
       __m512i words[16];
+      Product::keep_awake();
       ahead.ask(8);
       STAGEBEAM_UNROLL for (int i = 0; i < 16; ++i) {
         const Bfloat16* row = rows[std::min(token + i, count - 1)];
@@ -116,12 +118,14 @@ void fill_keys(const Bfloat16* const* rows, int64_t count, int64_t first, int64_
 }
 
 // Line p of the tile: tokens 2 * p and 2 * p + 1 of elements first .. first + 63.
+template <typename Product>
 void fill_values(const Bfloat16* const* rows, int64_t count, int64_t first, int64_t head_dim,
                  PairTile& tile, Prefetcher& ahead) {
   const __m512i low_order = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
   const __m512i high_order = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
   for (int64_t p = 0; 2 * p < count; ++p) {
     if (p % 2 == 0) ahead.ask(2);
+    if (p % 8 == 0) Product::keep_awake();
     for (int64_t d = 0; d < kWidth && first + d < head_dim; d += 32) {
       const int64_t left = head_dim - first - d;
       const __m512i even = load_halves(rows[2 * p] + first + d, left);
@@ -199,8 +203,8 @@ struct Rows {
 // All queries of which attend to the same `count` rows. A Product makes targets[q][0 .. width - 1]
 // of sources[q]'s pairs times a tile's lines.
 template <typename Product>
-void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin, int64_t count,
-                 const Query* queries, int64_t num_queries, Prefetcher& ahead) {
+void attend_rows(const Product& product, const KvLayout& layout, const Rows& rows, int64_t begin,
+                 int64_t count, const Query* queries, int64_t num_queries, Prefetcher& ahead) {
   if (count == 0) {
     for (int64_t q = 0; q < num_queries; ++q) {
       std::fill_n(queries[q].state, state_size(layout.head_dim), 0.0f);
@@ -211,14 +215,14 @@ void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin, int64_
   PairTile tile;
   alignas(64) float scores[kMaxTileQueries][kSplitTokens];
   alignas(64) uint32_t pairs[kMaxTileQueries][kPairs];
-  Product product(num_queries);
   float* targets[kMaxTileQueries];
   const int64_t head_dim = layout.head_dim;
   for (int64_t q = 0; q < num_queries; ++q) targets[q] = scores[q];
   for (int64_t first = 0; first < head_dim; first += kWidth) {
-    fill_keys(rows.keys, count, first, head_dim, tile, ahead);
+    fill_keys<Product>(rows.keys, count, first, head_dim, tile, ahead);
     const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
     for (int64_t q = 0; q < num_queries; ++q) {
+      if (q % 8 == 0) Product::keep_awake();
       const float* query = queries[q].query + first;
       int64_t d = 0;
       for (; d + 32 <= width; d += 32) {
@@ -230,11 +234,12 @@ void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin, int64_
         _mm512_store_si512(&pairs[q][d / 2], to_pairs(rest, rest + kLanes));
       }
     }
-    product.run(pairs, tile, (width + 1) / 2, count, first == 0, targets, ahead);
+    product.run(pairs, num_queries, tile, (width + 1) / 2, count, first == 0, targets, ahead);
   }
   for (int64_t q = 0; q < num_queries; ++q) {
     float* tail = queries[q].state + padded(head_dim);
     const int64_t seen = std::clamp<int64_t>(queries[q].limit - begin, 0, count);
+    if (q % 2 == 0) Product::keep_awake();
     if (seen > 0) {
       to_weights(scores[q], seen, pairs[q], tail, tail + 1);
       ahead.ask(12);
@@ -245,13 +250,13 @@ void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin, int64_
     }
   }
   for (int64_t first = 0; first < head_dim; first += kWidth) {
-    fill_values(rows.values, count, first, head_dim, tile, ahead);
+    fill_values<Product>(rows.values, count, first, head_dim, tile, ahead);
     const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
     const bool is_direct = Product::kHasFreeTargets && width % kLanes == 0;
     for (int64_t q = 0; q < num_queries; ++q) {
       targets[q] = is_direct ? queries[q].state + first : scores[q];
     }
-    product.run(pairs, tile, (count + 1) / 2, width, true, targets, ahead);
+    product.run(pairs, num_queries, tile, (count + 1) / 2, width, true, targets, ahead);
     for (int64_t q = 0; q < num_queries && !is_direct; ++q) {
       std::copy_n(scores[q], std::min<int64_t>(kWidth, padded(head_dim) - first),
                   queries[q].state + first);
@@ -260,7 +265,7 @@ void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin, int64_
 }
 
 template <typename Product>
-inline void attend_tile(const Tile& tile) {
+void attend_split(const Tile& tile, const Product& product) {
   Rows rows;
   Prefetcher ahead(*tile.layout, tile.ahead, tile.lines_ahead);
   const int64_t shared_end = std::min(tile.end, tile.shared_end);
@@ -268,8 +273,8 @@ inline void attend_tile(const Tile& tile) {
     rows.find(*tile.layout, *tile.shared, tile.begin, shared_end, tile.begin);
   }
   if (tile.end <= tile.shared_end) {
-    attend_rows<Product>(*tile.layout, rows, tile.begin, tile.end - tile.begin, tile.queries,
-                         tile.num_queries, ahead);
+    attend_rows(product, *tile.layout, rows, tile.begin, tile.end - tile.begin, tile.queries,
+                tile.num_queries, ahead);
     return;
   }
   // Runs of queries with one tail, behind the shared tokens.
@@ -281,7 +286,13 @@ inline void attend_tile(const Tile& tile) {
     if (query.tail != nullptr && tail_begin < end) {
       rows.find(*tile.layout, *query.tail, tail_begin, end, tile.begin);
     }
-    attend_rows<Product>(*tile.layout, rows, tile.begin, std::max<int64_t>(end - tile.begin, 0),
-                         &query, next - q, ahead);
+    attend_rows(product, *tile.layout, rows, tile.begin, std::max<int64_t>(end - tile.begin, 0),
+                &query, next - q, ahead);
   }
+}
+
+template <typename Product>
+void attend_tile(const Tile& tile) {
+  const Product product(tile.num_queries);
+  each_split(tile, [&](const Tile& split) { attend_split(split, product); });
 }
