@@ -52,31 +52,62 @@ inline void transpose(__m512i (&r)[16]) {
   STAGEBEAM_UNROLL for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
+// Walks over a head's tokens, whose places are `at` elements from its first.
+class TokenWalk {
+ public:
+  TokenWalk(const KvLayout& layout, const KvHead& head, int64_t first) : layout_(layout) {
+    int64_t token = first - head.first_token;
+    if (head.table != nullptr) {
+      block_ = head.table + token / layout.block_size;
+      token %= layout.block_size;
+      left_ = layout.block_size - token;
+      at = *block_ * layout.block_stride;
+    }
+    at += token * layout.token_stride;
+  }
+  void next() {
+    at += layout_.token_stride;
+    if (--left_ > 0 || block_ == nullptr) return;
+    is_at_end_ = true;
+  }
+  // Before a token's place is used: the block behind the last token may not exist.
+  void enter() {
+    if (!is_at_end_) return;
+    is_at_end_ = false;
+    left_ = layout_.block_size;
+    at = *++block_ * layout_.block_stride;
+  }
+
+  int64_t at = 0;
+
+ private:
+  const KvLayout& layout_;
+  const int32_t* block_ = nullptr;
+  int64_t left_ = 0;  // tokens of the block, from this one on
+  bool is_at_end_ = false;
+};
+
 // Asks for cache lines that are read later, a few at a time: of a burst most are dropped.
 class Prefetcher {
  public:
   Prefetcher(const KvLayout& layout, const TokensAhead& tokens, LinesAhead* lines)
-      : layout_(layout), tokens_(tokens), lines_(lines), left_(tokens.end - tokens.begin) {
-    const int64_t token = tokens.begin - tokens.head.first_token;
-    block_ = tokens.head.table == nullptr || left_ <= 0 ? 0 : token / layout.block_size;
-    offset_ = token - block_ * layout.block_size;
-  }
+      : walk_(layout, tokens.begin < tokens.end ? tokens.head : KvHead{}, tokens.begin),
+        keys_(static_cast<const Bfloat16*>(tokens.head.keys)),
+        values_(static_cast<const Bfloat16*>(tokens.head.values)),
+        lines_(lines),
+        head_dim_(layout.head_dim),
+        left_(tokens.end - tokens.begin) {}
   // The next `count` lines of keys, and of values.
   void ask(int64_t count) {
-    const KvHead& head = tokens_.head;
     for (; count > 0 && left_ > 0; --count) {
-      const int64_t slot = head.table == nullptr ? 0 : head.table[block_];
-      const int64_t at = slot * layout_.block_stride + offset_ * layout_.token_stride + element_;
-      _mm_prefetch(static_cast<const Bfloat16*>(head.keys) + at, _MM_HINT_T1);
-      _mm_prefetch(static_cast<const Bfloat16*>(head.values) + at, _MM_HINT_T1);
+      walk_.enter();
+      _mm_prefetch(keys_ + walk_.at + element_, _MM_HINT_T1);
+      _mm_prefetch(values_ + walk_.at + element_, _MM_HINT_T1);
       element_ += kLine / int64_t{sizeof(Bfloat16)};
-      if (element_ < layout_.head_dim) continue;
+      if (element_ < head_dim_) continue;
       element_ = 0;
       --left_;
-      if (++offset_ == layout_.block_size && head.table != nullptr) {
-        ++block_;
-        offset_ = 0;
-      }
+      walk_.next();
     }
   }
   // `count` lines that the caller asks for; null where there are no more.
@@ -90,10 +121,10 @@ class Prefetcher {
   static constexpr int64_t kLine = 64;
 
  private:
-  const KvLayout& layout_;
-  const TokensAhead& tokens_;
+  TokenWalk walk_;
+  const Bfloat16 *keys_, *values_;
   LinesAhead* lines_;
-  int64_t left_, block_, offset_, element_ = 0;
+  int64_t head_dim_, left_, element_ = 0;
 };
 
 // Line p of the tile: elements 2 * p and 2 * p + 1, from `first` on, of each token's key.
@@ -184,18 +215,11 @@ struct Rows {
   void find(const KvLayout& layout, const KvHead& kv, int64_t begin, int64_t end, int64_t origin) {
     const auto* key_base = static_cast<const Bfloat16*>(kv.keys);
     const auto* value_base = static_cast<const Bfloat16*>(kv.values);
-    int64_t token = begin - kv.first_token;
-    int64_t block = kv.table == nullptr ? 0 : token / layout.block_size;
-    int64_t offset = token - block * layout.block_size;
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t slot = kv.table == nullptr ? 0 : kv.table[block];
-      const int64_t at = slot * layout.block_stride + offset * layout.token_stride;
-      keys[t - origin] = key_base + at;
-      values[t - origin] = value_base + at;
-      if (++offset == layout.block_size && kv.table != nullptr) {
-        ++block;
-        offset = 0;
-      }
+    TokenWalk walk(layout, kv, begin);
+    for (int64_t t = begin; t < end; ++t, walk.next()) {
+      walk.enter();
+      keys[t - origin] = key_base + walk.at;
+      values[t - origin] = value_base + walk.at;
     }
   }
 };
