@@ -26,6 +26,7 @@ PARTS = [
     "linear_vnni",
     "linear_bf16",
     "attention",
+    "attention_amx",
     "attention_bf16",
     "attention_plan",
     "decode_steps",
