@@ -35,7 +35,7 @@ class TileProduct {
   static constexpr bool kHasFreeTargets = false;
 
   // After half a microsecond without products the tiles' unit sleeps, and takes a third of one to
-  // XX
+  // wake. This one's sum is dropped.
   static void keep_awake() { amx::add_bf16<0, 4, 6>(); }
 
   // For at most this many rows.
