@@ -205,37 +205,28 @@ void AttentionPlan::prefetch_share(const AttentionLayer& layer, int share) const
 void AttentionPlan::run_item(const AttentionLayer& layer, int64_t index, int64_t end, int share,
                              AttentionScratch& scratch) {
   const Item& item = items_[index];
-  if (item.first_split == kAll) {
-    for (int64_t h = item.kv_begin; h < item.kv_end; ++h) {
-      run_tiles(layer, item, h, kAll, TokensAhead{}, share, scratch);
-    }
-    return;
-  }
-  for (int64_t split = item.first_split; split < item.end_split; ++split) {
-    for (int64_t h = item.kv_begin; h < item.kv_end; ++h) {
-      TokensAhead next{};
+  for (int64_t h = item.kv_begin; h < item.kv_end; ++h) {
+    TokensAhead after{};
+    if (item.first_split != kAll) {
       if (h + 1 < item.kv_end) {
-        next = tokens_of(layer, item, split, h + 1);
-      } else if (split + 1 < item.end_split) {
-        next = tokens_of(layer, item, split + 1, item.kv_begin);
+        after = tokens_of(layer, item, item.first_split, h + 1);
       } else if (index + 1 < end) {
-        const Item& after = items_[index + 1];
-        next = tokens_of(layer, after, after.first_split, after.kv_begin);
+        const Item& next = items_[index + 1];
+        after = tokens_of(layer, next, next.first_split, next.kv_begin);
       }
-      run_tiles(layer, item, h, split, next, share, scratch);
     }
+    run_tiles(layer, item, h, after, share, scratch);
+    if (item.first_split != kAll) fold_item(item, h);
   }
-  fold_item(item);
 }
 
 // The bundles that the item has whole. Another thread may have read them, a layer ago.
-void AttentionPlan::fold_item(const Item& item) {
-  const int64_t group = shape_.num_heads / shape_.num_kv_heads;
-  const int64_t first = item.kv_begin * group, heads = item.kv_end * group - first;
+void AttentionPlan::fold_item(const Item& item, int64_t kv_head) {
+  const int64_t group = shape_.num_heads / shape_.num_kv_heads, first = kv_head * group;
   const int64_t bundle = item.first_split / kBundleSplits, stride = state_size(shape_.head_dim);
-  const int64_t count = (item.row_end - item.row_begin) * heads;
+  const int64_t count = (item.row_end - item.row_begin) * group;
   auto place_of = [&](int64_t i) {
-    return (item.row_begin + i / heads) * shape_.num_heads + first + i % heads;
+    return (item.row_begin + i / group) * shape_.num_heads + first + i % group;
   };
   for (int64_t i = 0; i < count + kFoldsAhead; ++i) {
     if (i < count) {
@@ -244,16 +235,16 @@ void AttentionPlan::fold_item(const Item& item) {
     }
     const int64_t ready = i - kFoldsAhead;
     if (ready < 0) continue;
-    const int64_t row = item.row_begin + ready / heads;
+    const int64_t row = item.row_begin + ready / group;
     if (item.first_split >= splits_of(rows_[row].limit) || !has_whole_bundle(item, row)) continue;
-    fold_bundle(row, first + ready % heads, bundle);
+    fold_bundle(row, first + ready % group, bundle);
   }
 }
 
-// One KV head of an item, one of its splits or all of its rows' tokens.
+// One KV head of an item: its splits, each to a state, or all of its rows' tokens. `after` is what
+// the thread reads next.
 void AttentionPlan::run_tiles(const AttentionLayer& layer, const Item& item, int64_t kv_head,
-                              int64_t split, const TokensAhead& ahead, int share,
-                              AttentionScratch& scratch) {
+                              const TokensAhead& after, int share, AttentionScratch& scratch) {
   const AttentionShape& s = layer.shape;
   const Kernels& k = kernels();
   const KvLayout layout = layout_of(layer);
@@ -264,7 +255,7 @@ void AttentionPlan::run_tiles(const AttentionLayer& layer, const Item& item, int
   const KvHead shared = head_of(layer, source.table, 0, first_slot, kv_head);
   const float* own_queries =
       queries_.data() + share * static_cast<int64_t>(rows_.size()) * s.num_heads * width;
-  const bool is_split = split != kAll;
+  const bool is_split = item.first_split != kAll;
   if (!is_split) scratch.states.resize(kMaxTileQueries * kBundleSplits * stride);
   Query queries[kMaxTileQueries];
   KvHead tails[kMaxTileQueries];
@@ -277,20 +268,24 @@ void AttentionPlan::run_tiles(const AttentionLayer& layer, const Item& item, int
       int64_t count = 0, longest = 0;
       for (int64_t r = row; r < end; ++r) {
         const bool has_tail = rows_[r].tail_table != nullptr;
-        tails[r - row] = head_of(layer, rows_[r].tail_table, source.length, 0, kv_head);
+        KvHead& tail = tails[r - row];
+        tail = shared;
+        tail.table = rows_[r].tail_table;
+        tail.first_token = source.length;
         for (int64_t h = 0; h < heads; ++h, ++count) {
           const int64_t place = r * s.num_heads + kv_head * group + head + h;
-          queries[count] = {own_queries + place * width, rows_[r].limit,
-                            has_tail ? &tails[r - row] : nullptr,
-                            is_split ? states_.data() + (place * max_splits_ + split) * stride
-                                     : scratch.states.data() + count * kBundleSplits * stride};
+          queries[count] = {own_queries + place * width, rows_[r].limit, has_tail ? &tail : nullptr,
+                            is_split
+                                ? states_.data() + (place * max_splits_ + item.first_split) * stride
+                                : scratch.states.data() + count * kBundleSplits * stride};
         }
         longest = std::max(longest, rows_[r].limit);
       }
-      Tile tile{&layout, &shared, 0, 0, source.length, queries, count, ahead, &scratch.lines_ahead};
+      Tile tile{&layout, &shared, 0, 0, source.length, queries, count, {}, &scratch.lines_ahead};
       if (is_split) {
-        tile.begin = split * kSplitTokens;
-        tile.end = std::min(tile.begin + kSplitTokens, longest);
+        tile.begin = item.first_split * kSplitTokens;
+        tile.end = std::min(longest, item.end_split * kSplitTokens);
+        tile.ahead = after;
         k.attend(tile);
         continue;
       }
@@ -317,14 +312,10 @@ void AttentionPlan::fold_all(const AttentionLayer& layer, Tile& tile, int64_t lo
   const int64_t num_splits = splits_of(longest);
   for (int64_t first = 0; first < num_splits; first += kBundleSplits) {
     const int64_t count = std::min(kBundleSplits, num_splits - first);
-    for (int64_t split = 0; split < count; ++split) {
-      tile.begin = (first + split) * kSplitTokens;
-      tile.end = std::min(tile.begin + kSplitTokens, longest);
-      k.attend(tile);
-      for (int64_t q = 0; q < tile.num_queries; ++q) tile.queries[q].state += stride;
-    }
+    tile.begin = first * kSplitTokens;
+    tile.end = std::min(tile.begin + count * kSplitTokens, longest);
+    k.attend(tile);
     for (int64_t q = 0; q < tile.num_queries; ++q) {
-      tile.queries[q].state -= count * stride;
       k.bundle_states(tile.queries[q].state, count, head_dim, bundle);
       k.fold_states(bundle, 1, head_dim, folded + q * stride);
     }

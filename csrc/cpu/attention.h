@@ -122,7 +122,9 @@ class AttentionPlan {
   // to `end`, are the thread's next. `share` is its share, 0 unless is_split.
   void run_item(const AttentionLayer& layer, int64_t item, int64_t end, int share,
                 AttentionScratch& scratch);
-  // Writes the output of a unit's row and KV head, where is_split: after all items.
+  // Writes the output of a unit's row and KV head, where is_split: after all items. Which share had
+  // better do it: the unit's states are near.
+  int folder(int64_t unit) const { return folder_[unit]; }
   void fold_unit(const AttentionLayer& layer, int64_t unit, AttentionScratch& scratch);
 
   // Cache bytes that one layer's items read from memory, for measurements.
@@ -147,9 +149,11 @@ class AttentionPlan {
   enum Use : uint8_t { kQueries = 1, kStores = 2 };
 
   void reset(int64_t num_rows, const AttentionShape& shape, bool is_split);
-  void add_split_items(int32_t source, int32_t begin, int32_t end, int64_t first, int64_t last);
+  void add_split_items(int32_t source, int32_t begin, int32_t end, int32_t kv_head, int64_t first,
+                       int64_t last);
   void share_items(int num_shares);
   void find_uses(int num_shares);
+  void find_folders(int num_shares);
   int64_t cost_of(const Item& item) const;
   // Whether the item's splits are all that the row has of their bundle.
   bool has_whole_bundle(const Item& item, int64_t row) const;
@@ -164,12 +168,12 @@ class AttentionPlan {
                         int64_t kv_head) const;
   void load_queries(const AttentionLayer& layer, int64_t unit, int share,
                     AttentionScratch& scratch);
-  void run_tiles(const AttentionLayer& layer, const Item& item, int64_t kv_head, int64_t split,
-                 const TokensAhead& ahead, int share, AttentionScratch& scratch);
+  void run_tiles(const AttentionLayer& layer, const Item& item, int64_t kv_head,
+                 const TokensAhead& after, int share, AttentionScratch& scratch);
   void fold_all(const AttentionLayer& layer, Tile& tile, int64_t longest,
                 AttentionScratch& scratch) const;
   void fold_bundle(int64_t row, int64_t head, int64_t bundle);
-  void fold_item(const Item& item);
+  void fold_item(const Item& item, int64_t kv_head);
 
   AttentionShape shape_{};
   std::vector<Source> sources_;
@@ -180,6 +184,7 @@ class AttentionPlan {
   int64_t max_splits_ = 0, max_bundles_ = 0;
   LineFloats queries_;               // [num_shares, num_rows, num_heads, padded(head_dim)]
   std::vector<uint8_t> uses_;        // [num_shares, num_units]: kQueries, and kStores for one share
+  std::vector<int32_t> folder_;      // [num_units]: a share
   LineFloats states_;                // [num_rows, num_heads, max_splits] states
   LineFloats bundles_;               // [num_rows, num_heads, max_bundles] states
   std::vector<uint8_t> is_bundled_;  // [num_rows, max_bundles]: an item folds the whole bundle

@@ -192,7 +192,7 @@ inline void to_weights(float* scores, int64_t count, float* largest, float* sum)
 }
 
 template <typename Element>
-void attend_format(const Tile& tile) {
+void attend_split(const Tile& tile) {
   alignas(64) float scores[kMaxTileQueries][kSplitTokens];
   const KvLayout& layout = *tile.layout;
   const int64_t shared_end = std::min(tile.end, tile.shared_end);
@@ -235,6 +235,11 @@ void attend_format(const Tile& tile) {
     accumulate<Element>(layout, *tile.queries[q].tail, begin, end, tile.begin, scores + q,
                         tile.queries + q, count);
   });
+}
+
+template <typename Element>
+void attend_format(const Tile& tile) {
+  each_split(tile, [](const Tile& split) { attend_split<Element>(split); });
 }
 
 void attend(const Tile& tile) {

@@ -20,15 +20,13 @@ void AttentionPlan::reset(int64_t num_rows, const AttentionShape& shape, bool is
   if (!is_split) queries_.resize(num_rows * shape.num_heads * padded(shape.head_dim));
 }
 
-// Splits first .. last - 1, a bundle and KV head an item.
-void AttentionPlan::add_split_items(int32_t source, int32_t begin, int32_t end, int64_t first,
-                                    int64_t last) {
+// Splits first .. last - 1 of a KV head, a bundle an item.
+void AttentionPlan::add_split_items(int32_t source, int32_t begin, int32_t end, int32_t kv_head,
+                                    int64_t first, int64_t last) {
   for (int64_t s = first; s < last;) {
     const int64_t next = std::min((s / kBundleSplits + 1) * kBundleSplits, last);
-    for (int32_t h = 0; h < shape_.num_kv_heads; ++h) {
-      items_.push_back(
-          {source, begin, end, h, h + 1, static_cast<int32_t>(s), static_cast<int32_t>(next)});
-    }
+    items_.push_back({source, begin, end, kv_head, kv_head + 1, static_cast<int32_t>(s),
+                      static_cast<int32_t>(next)});
     s = next;
   }
 }
@@ -97,6 +95,22 @@ void AttentionPlan::share_items(int num_shares) {
   states_.resize(states * max_splits_);
   bundles_.resize(states * max_bundles_);
   find_uses(num_shares);
+  find_folders(num_shares);
+}
+
+// A unit is folded by a share that has items of it, of several by the one with the fewest units.
+void AttentionPlan::find_folders(int num_shares) {
+  std::vector<int64_t> counts(num_shares, 0);
+  folder_.assign(num_units(), 0);
+  for (int64_t unit = 0; unit < num_units(); ++unit) {
+    int best = -1;
+    for (int share = 0; share < num_shares; ++share) {
+      if ((uses_[share * num_units() + unit] & kQueries) == 0) continue;
+      if (best < 0 || counts[share] < counts[best]) best = share;
+    }
+    folder_[unit] = std::max(best, 0);
+    ++counts[folder_[unit]];
+  }
 }
 
 // What each share needs of a row and KV head. The share that reads a row's last token stores it; of
@@ -130,17 +144,22 @@ void AttentionPlan::plan_branches(const BranchRows& given, const AttentionShape&
     sources_.push_back({given.trunk_tables + g * given.trunk_width, 0, trunk});
     const auto source = static_cast<int32_t>(g);
     const int32_t begin = given.group_offsets[g], end = given.group_offsets[g + 1];
-    const auto first = static_cast<int64_t>(items_.size());
-    if (begin < end) add_split_items(source, begin, end, 0, splits_of(trunk));
-    const int64_t num_shared = static_cast<int64_t>(items_.size()) - first;
     for (int32_t r = begin; r < end; ++r) {
       rows_[r] = {trunk + given.tail_lens[r], given.tail_tables + r * given.tail_width};
       max_splits_ = std::max(max_splits_, splits_of(rows_[r].limit));
-      add_split_items(source, r, r + 1, splits_of(trunk), splits_of(rows_[r].limit));
     }
-    // Small items in the middle, where two threads' shares meet.
-    const auto shared = items_.begin() + first;
-    std::rotate(shared + num_shared / 2, shared + num_shared, items_.end());
+    // Head by head: few rows then have splits on two threads, which must read each other's states.
+    for (int32_t h = 0; h < shape.num_kv_heads && begin < end; ++h) {
+      const auto first = static_cast<int64_t>(items_.size());
+      add_split_items(source, begin, end, h, 0, splits_of(trunk));
+      const int64_t num_shared = static_cast<int64_t>(items_.size()) - first;
+      for (int32_t r = begin; r < end; ++r) {
+        add_split_items(source, r, r + 1, h, splits_of(trunk), splits_of(rows_[r].limit));
+      }
+      // Small items in the middle, where two threads' shares may meet.
+      const auto shared = items_.begin() + first;
+      std::rotate(shared + num_shared / 2, shared + num_shared, items_.end());
+    }
   }
   share_items(num_threads);
 }
@@ -180,7 +199,9 @@ void AttentionPlan::plan_cross(const CrossRows& given, const AttentionShape& sha
     sources_.push_back({nullptr, given.group_slots[g], longest});
     max_splits_ = std::max(max_splits_, splits_of(longest));
     if (is_split_) {
-      if (begin < end) add_split_items(source, begin, end, 0, splits_of(longest));
+      for (int32_t h = 0; h < shape.num_kv_heads && begin < end; ++h) {
+        add_split_items(source, begin, end, h, 0, splits_of(longest));
+      }
       continue;
     }
     for (int32_t r = begin; r < end; r += kPrefillRows) {

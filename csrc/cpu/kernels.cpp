@@ -18,14 +18,16 @@ int64_t element_bytes(CacheFormat format) {
 #if defined(__x86_64__)
 namespace {
 
-void attend_avx512(const Tile& tile) {
+template <void (*kAttendBf16)(const Tile&)>
+void attend_any(const Tile& tile) {
   const bool is_bf16 = tile.layout->format == CacheFormat::kBfloat16;
-  return is_bf16 ? attend_bf16_pairs(tile) : kAvx512Kernels.attend(tile);
+  return is_bf16 ? kAttendBf16(tile) : kAvx512Kernels.attend(tile);
 }
 
-Kernels with_bf16_pairs() {
+template <void (*kAttendBf16)(const Tile&)>
+Kernels avx512_with() {
   Kernels table = kAvx512Kernels;
-  table.attend = attend_avx512;
+  table.attend = attend_any<kAttendBf16>;
   return table;
 }
 
@@ -35,9 +37,11 @@ Kernels with_bf16_pairs() {
 const Kernels& kernels() {
 #if defined(__x86_64__)
   static const bool has_bf16 = has_avx512_bf16();
-  static const Kernels kBf16Kernels = with_bf16_pairs();
+  static const Kernels kBf16Kernels = avx512_with<attend_bf16_pairs>();
+  static const Kernels kAmxKernels = avx512_with<attend_bf16_tiles>();
   switch (active_isa()) {
     case Isa::kAmx:
+      return kAmxKernels;
     case Isa::kAvx512:
       return has_bf16 ? kBf16Kernels : kAvx512Kernels;
     case Isa::kAvx2:

@@ -4,6 +4,7 @@
 // float32. Invariant: what a row gets does not depend on the rows beside it, nor on the thread.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -43,9 +44,9 @@ struct KvHead {
 //   query:  [head_dim padded to 8] with zeros, already times the softmax scale
 //   limit:  attends to the tokens before this one
 //   tail:   where tokens from `shared_end` on are; unused where limit <= shared_end
-//   state:  [state_size] what comes out: the sum of weighted values (head_dim padded to 8), then
-//   the
-//           largest score, then the sum of weights (0 where it attends to none of the split)
+//   state:  [num_splits, state_size] what comes out of each split: the sum of weighted values
+//           (head_dim padded to 8), then the largest score, then the sum of weights (0 where it
+//           attends to none of the split)
 struct Query {
   const float* query;
   int64_t limit;
@@ -73,8 +74,8 @@ struct LinesAhead {
   const std::byte* end = nullptr;
 };
 
-// Attention of some queries over one split of tokens.
-//   begin, end: the split, end - begin <= kSplitTokens
+// Attention of some queries over a run of splits.
+//   begin, end: its tokens; begin is a multiple of kSplitTokens
 //   shared_end: tokens before it are the same for all queries and read from `shared`
 // Consecutive queries with the same `tail` share its reads.
 struct Tile {
@@ -96,6 +97,33 @@ constexpr int64_t padded(int64_t head_dim) {
 // In whole cache lines.
 constexpr int64_t state_size(int64_t head_dim) {
   return (padded(head_dim) + 2 + 15) / 16 * 16;
+}
+
+// Calls work(split) for each split of a tile, a tile of its own; queries' states are its. `ahead`
+// is what is read after it.
+template <typename Work>
+void each_split(const Tile& tile, Work&& work) {
+  const int64_t stride = state_size(tile.layout->head_dim);
+  const int64_t num_splits = (tile.end - tile.begin + kSplitTokens - 1) / kSplitTokens;
+  Tile split = tile;
+  for (int64_t i = 0; i < num_splits; ++i) {
+    split.begin = tile.begin + i * kSplitTokens;
+    split.end = std::min(split.begin + kSplitTokens, tile.end);
+    const int64_t next_end = std::min(split.end + kSplitTokens, tile.end);
+    const KvHead* tail = tile.queries[0].tail;
+    if (i + 1 == num_splits) {
+      split.ahead = tile.ahead;
+    } else if (split.end < tile.shared_end) {
+      split.ahead = {*tile.shared, split.end, std::min(next_end, tile.shared_end)};
+    } else if (tail != nullptr) {
+      split.ahead = {*tail, split.end, next_end};
+    } else {
+      split.ahead = {};
+    }
+    work(split);
+    for (int64_t q = 0; q < tile.num_queries; ++q) tile.queries[q].state += stride;
+  }
+  for (int64_t q = 0; q < tile.num_queries; ++q) tile.queries[q].state -= num_splits * stride;
 }
 
 struct Kernels {
@@ -135,6 +163,8 @@ extern const Kernels kAvx512Kernels;
 // `attend` over bfloat16 caches with AVX-512's bf16 products: queries and softmax weights are
 // rounded to bfloat16 too.
 void attend_bf16_pairs(const Tile& tile);
+// The same with AMX's tiles.
+void attend_bf16_tiles(const Tile& tile);
 #endif
 
 }  // namespace stagebeam::cpu

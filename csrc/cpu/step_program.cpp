@@ -305,7 +305,8 @@ void StepProgram::attend(AttentionPlan& plan, const AttentionLayer& layer, int p
   }
   for (int64_t item = begin; item < end; ++item) run_item(item, end);
   pool_->barrier();
-  for (int64_t unit = part; unit < plan.num_units(); unit += parts) {
+  for (int64_t unit = 0; unit < plan.num_units(); ++unit) {
+    if (plan.folder(unit) != part) continue;
     if (is_few && is_output_[unit / shape_.num_kv_heads] == 0) continue;
     plan.fold_unit(layer, unit, scratch);
   }

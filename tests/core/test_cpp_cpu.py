@@ -28,6 +28,7 @@ PARTS = [
     "linear_amx",
     "linear_amx_integers",
     "attention",
+    "attention_amx",
     "attention_bf16",
     "attention_plan",
     "decode_steps",
@@ -56,7 +57,7 @@ def test_cpu_products_and_threads_under_sanitizers(sanitizers: str, tmp_path: Pa
     sources += [ROOT / "csrc/tests/main.cpp"]
     sources += [
         ROOT / "csrc/tests/cpu" / f"{part}_test.cpp"
-        for part in ("linear", "thread_pool", "cpu_count", "decode_steps")
+        for part in ("attention", "linear", "thread_pool", "cpu_count", "decode_steps")
     ]
     objects = [str(tmp_path / f"{source.stem}.o") for source in sources]
 

@@ -78,7 +78,7 @@ WRITE_TOO: Mixture = WEIGH | {
     "caption": (1.2, 80),
     "easy": (2.5, 128),
 }
-QUESTIONS = (4000, 2400, 3000)  # searched for the mistakes of each round
+QUESTIONS = (4000, 2400, 3000, 2000)  # searched for the mistakes of each round
 
 
 def honing_phases(encoder: ChatEncoder, number: int, mistakes: Path) -> tuple[Phase, ...]:
@@ -91,10 +91,12 @@ def honing_phases(encoder: ChatEncoder, number: int, mistakes: Path) -> tuple[Ph
             phase("compare", COMPARE, steps=420, rate=1e-3, warmup=20),
             phase("hone again", HONE, steps=500, rate=8e-4, falls=True),
         )
-    return (
-        phase("weigh", WEIGH, steps=600, rate=1e-3, warmup=20),
-        phase("weigh again", WRITE_TOO, steps=800, rate=9e-4, falls=True),
-    )
+    if number == 2:
+        return (
+            phase("weigh", WEIGH, steps=600, rate=1e-3, warmup=20),
+            phase("weigh again", WRITE_TOO, steps=800, rate=9e-4, falls=True),
+        )
+    return (phase("last words", WRITE_TOO, steps=500, rate=7e-4, warmup=20, falls=True),)
 
 
 def hone_shapes(model: Path, output: Path, config: TrainConfig) -> Progress:

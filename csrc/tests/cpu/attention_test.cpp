@@ -1,0 +1,120 @@
+#include "../../cpu/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "../../cpu/isa.h"
+#include "../check.h"
+
+namespace stagebeam::cpu {
+namespace {
+
+constexpr int64_t kKvHeads = 2, kHeads = 6;
+
+// A trunk that all rows share and a tail a row, in blocks of bfloat16 that nothing lies behind.
+class Branches {
+ public:
+  Branches(int64_t head_dim, int64_t block_size, int64_t trunk, int64_t num_rows)
+      : shape_{kHeads, kKvHeads, head_dim, 1 / std::sqrt(static_cast<float>(head_dim))},
+        block_size_(block_size),
+        trunk_(static_cast<int32_t>(trunk)),
+        width_((num_rows + 40 + block_size - 1) / block_size) {
+    const int64_t trunk_blocks = (trunk + block_size - 1) / block_size;
+    for (int64_t b = 0; b < trunk_blocks; ++b) trunk_table_.push_back(static_cast<int32_t>(b));
+    for (int64_t r = 0; r < num_rows; ++r) {
+      tail_lens_.push_back(static_cast<int32_t>(1 + r * 3 % 40));
+      for (int64_t b = 0; b < width_; ++b) {
+        tail_tables_.push_back(static_cast<int32_t>(trunk_blocks + r + b * num_rows));
+      }
+    }
+    std::mt19937 random(7);
+    std::normal_distribution<float> normal;
+    auto fill = [&](std::vector<Bfloat16>& cache) {
+      cache.resize((trunk_blocks + num_rows * width_) * block_size * kKvHeads * head_dim);
+      for (Bfloat16& x : cache) x = to_bfloat16(normal(random));
+    };
+    fill(keys_);
+    fill(values_);
+    queries_.resize(num_rows * kHeads * head_dim);
+    for (float& x : queries_) x = normal(random);
+  }
+
+  // Rows first .. first + count - 1 with each thread's share.
+  std::vector<float> attend(int64_t first, int64_t count, int threads) {
+    const int32_t offsets[] = {0, static_cast<int32_t>(count)};
+    AttentionPlan plan;
+    plan.plan_branches(
+        {count, 1, offsets, trunk_table_.data(), static_cast<int64_t>(trunk_table_.size()), &trunk_,
+         tail_tables_.data() + first * width_, width_, tail_lens_.data() + first},
+        shape_, threads);
+    const int64_t width = kHeads * shape_.head_dim;
+    std::vector<float> out(count * width);
+    AttentionLayer layer{};
+    layer.shape = shape_;
+    layer.cache = {CacheFormat::kBfloat16, block_size_, keys_.data(),
+                   values_.data(),         nullptr,     nullptr};
+    layer.q = queries_.data() + first * width;
+    layer.q_stride = layer.out_stride = width;
+    layer.out = out.data();
+    AttentionScratch scratch;
+    for (int share = 0; share < threads; ++share) {
+      plan.prepare_share(layer, share, scratch);
+      const int64_t end = plan.first_item(share + 1);
+      for (int64_t i = plan.first_item(share); i < end; ++i) {
+        plan.run_item(layer, i, end, share, scratch);
+      }
+    }
+    for (int64_t unit = 0; unit < plan.num_units(); ++unit) plan.fold_unit(layer, unit, scratch);
+    return out;
+  }
+
+ private:
+  AttentionShape shape_;
+  int64_t block_size_;
+  int32_t trunk_;
+  int64_t width_;
+  std::vector<int32_t> trunk_table_, tail_tables_, tail_lens_;
+  std::vector<Bfloat16> keys_, values_;
+  std::vector<float> queries_;
+};
+
+double distance(const std::vector<float>& a, const std::vector<float>& b) {
+  double sum = 0, norm = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    sum += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
+  }
+  return std::sqrt(sum / norm);
+}
+
+TEST(attention_is_near_plain_cplusplus_and_the_same_bits_alone) {
+  const Isa before = active_isa();
+  constexpr int64_t kRows = 13;
+  for (const int64_t head_dim : {64, 33, 80}) {
+    for (const int64_t block_size : {16, 5}) {
+      for (const int64_t trunk : {0, 63, 290}) {
+        Branches branches(head_dim, block_size, trunk, kRows);
+        set_active_isa(Isa::kScalar);
+        const std::vector<float> plain = branches.attend(0, kRows, 1);
+        for (const Isa isa : available_isas()) {
+          set_active_isa(isa);
+          const std::vector<float> all = branches.attend(0, kRows, 2);
+          // Rounded queries and weights are within 2^-9 of theirs.
+          CHECK(distance(all, plain) < 4e-3);
+          CHECK(branches.attend(0, kRows, 3) == all);
+          const int64_t width = kHeads * head_dim;
+          for (int64_t r = 0; r < kRows; r += 4) {
+            const std::vector<float> alone = branches.attend(r, 1, 1);
+            CHECK(std::equal(alone.begin(), alone.end(), all.begin() + r * width));
+          }
+        }
+      }
+    }
+  }
+  set_active_isa(before);
+}
+
+}  // namespace
+}  // namespace stagebeam::cpu
