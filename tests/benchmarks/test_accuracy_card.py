@@ -33,7 +33,9 @@ def records(num_right: int, num_valid: int = NUM, kind: str = "count") -> list[R
     ]  # fmt: skip
 
 
-def make_document(shares: dict[str, int], *, data="shapes", judge=None, num_valid=NUM, model="ab"):
+def make_document(
+    shares: dict[str, int], *, data="shapes", judge=None, num_valid=NUM, model="ab", votes=0.0
+):
     """A finished document; `shares` gives every search's right answers of 100."""
     results = [
         Result(
@@ -48,7 +50,7 @@ def make_document(shares: dict[str, int], *, data="shapes", judge=None, num_vali
         "is_complete": True, "rows": make_rows(results), "comparisons": all_comparisons(results),
         "majority": majority_baseline(results[0].records), "judge_pairs": judge,
         "temperature_search": None, "model": {"sha256": model * 32}, "command": "stagebeam x",
-        "machine": {"cpu": "a cpu"}, "date": "2026-01-01T00:00:00",
+        "machine": {"cpu": "a cpu"}, "date": "2026-01-01T00:00:00", "judge": {"vote_weight": votes},
     }  # fmt: skip
 
 
@@ -107,6 +109,16 @@ def test_judge_and_format_bars():
     assert found["format valid, greedy"] is False
 
 
+def test_counted_votes_are_bars_of_their_own():
+    published = make_document({**ALL, "stage_beam:8": 90})
+    found = verdicts([published, make_document(ALL, votes=1.0)])
+    name = "right by stage-level N = 1, 2, 4, 8 at temperature 1"
+    assert found[name] is False
+    assert found[f"{name}, votes counted 1"] is True
+    assert found["stage_beam:4 against best_of_n:10 at temperature 1, votes counted 1"] is True
+    assert len(found) == len(verdicts([published])) + 4
+
+
 def test_what_was_not_measured_has_no_verdict():
     assert set(verdicts([make_document({"stage_beam:1": 80})]).values()) == {None}
     assert set(verdicts([]).values()) == {None}
@@ -138,6 +150,15 @@ def test_the_card_goes_between_the_marks(results, tmp_path, capsys):
     assert "### easy-vqa, test split" in text
     assert "each kind's most common answer" in text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.md", "easy.json", "shapes"]
+
+
+def test_votes_stand_in_a_section_of_their_own(results, tmp_path, capsys):
+    votes = tmp_path / "votes.json"
+    votes.write_text(json.dumps(make_document(ALL, votes=1.0)))
+    assert main([*results, str(votes)]) == 0
+    assert "### shapes, test split, 100 questions, votes counted 1" in capsys.readouterr().out
+    assert main([*results, str(votes), str(votes)]) == 2
+    assert "two results of the same data" in capsys.readouterr().err
 
 
 def test_the_card_is_printed_or_given_as_json(results, capsys):

@@ -30,8 +30,10 @@ def branch(index: int, inner: str, finish_reason: str = "tag") -> Branch:
     )
 
 
-def contest(tournament="paper", schedule="played", mode="logits", seed=3, **changes) -> Contest:
-    judge = JudgeParams(mode=mode, tournament=tournament, schedule=schedule)
+def contest(
+    tournament="paper", schedule="played", mode="logits", seed=3, votes=0.0, **changes
+) -> Contest:
+    judge = JudgeParams(mode=mode, tournament=tournament, schedule=schedule, vote_weight=votes)
     return Contest(name="s", criterion="c", judge=judge, seed=seed, **changes)
 
 
@@ -174,6 +176,40 @@ def test_a_tie_goes_to_the_lower_branch_in_either_order():
             contest(seed=seed), [branch(0, "a"), branch(1, "b")], lambda *_: 0.0
         )
         assert (winner, match.winner, match.is_tie, match.probability) == (0, 0, True, 0.5)
+
+
+COPIES = [branch(0, "1"), branch(1, "2"), branch(2, "1"), branch(3, "1")]
+
+
+@pytest.mark.parametrize("schedule", ["all", "played", "auto"])
+@pytest.mark.parametrize("tournament", TOURNAMENTS)
+def test_votes_outweigh_a_verdict_that_is_less_sure(tournament, schedule):
+    def winner(votes: float) -> str:
+        setup = contest(tournament, schedule, votes=votes)
+        return COPIES[run(setup, COPIES, by_quality)[0]].inner
+
+    # One copy with log-odds of 1 against three: log 3 = 1.0986.
+    assert winner(0.0) == "2"
+    assert winner(0.9) == "2"
+    assert winner(0.92) == "1"
+
+
+def test_votes_stand_in_the_probability_of_a_match():
+    for seed in range(8):
+        _, matches, _ = run(contest(votes=2.0, seed=seed), COPIES, by_quality)
+        for match in matches:
+            sign = {("1", "2"): 1, ("2", "1"): -1}.get(
+                (COPIES[match.first].inner, COPIES[match.second].inner), 0
+            )
+            assert match.probability == pytest.approx(sigmoid(sign * (2 * math.log(3) - 1)))
+
+
+def test_only_sound_candidates_vote_and_generated_verdicts_stand():
+    cut_off = [branch(0, "1"), branch(1, "2"), *(branch(i, "1", "length") for i in (2, 3, 4))]
+    assert run(contest(votes=50.0), cut_off, by_quality)[0] == 1
+    certain = contest(votes=50.0, mode="generate", tournament="knockout")
+    winner, _, _ = run(certain, COPIES, lambda a, b: math.inf if a == "2" else -math.inf)
+    assert winner == 1
 
 
 def test_both_orders_make_the_verdict_antisymmetric():

@@ -77,7 +77,7 @@ def test_a_stream_says_what_the_whole_reply_says(served, strategy: str) -> None:
         **SEEDED,
         "n": 2,
         "logprobs": True,
-        "extra_body": {"strategy": strategy, "beam_size": 2, "max_rounds": 8},
+        "extra_body": {"strategy": strategy, "beam_size": 2, "max_rounds": 8, "vote_weight": 1},
     }
     client = served.client()
     whole = client.chat.completions.create(**options)
