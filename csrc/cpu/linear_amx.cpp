@@ -25,8 +25,8 @@ namespace {
 
 using S = SimdAmxBf16;
 constexpr int kTileK = 32;
-// How far ahead of their use few rows ask for weights.
-constexpr int64_t kBytesAhead = 8 * amx::kTileBytes;
+// How far ahead of their use few rows ask for weights, in the second and in the first cache.
+constexpr int64_t kBytesAhead = 16 * amx::kTileBytes, kBytesNear = 2 * amx::kTileBytes;
 constexpr int kTileLines = amx::kTileBytes / kLineBytes;
 constexpr int kSums = 0, kX = 4, kWeights = 6;  // the first tile of each kind
 
@@ -101,7 +101,8 @@ void multiply_tiles(const std::byte* panels, int64_t panel_bytes, const LastTile
           k == tiling.whole ? last[p].bytes : panels + p * panel_bytes + k * amx::kTileBytes;
     }
     for (int64_t i = 0; i < ahead.lines; ++i, ahead.at += kLineBytes) {
-      _mm_prefetch(ahead.at, R * P == 1 ? _MM_HINT_T0 : _MM_HINT_T1);
+      _mm_prefetch(ahead.at, _MM_HINT_T1);
+      if (R * P == 1) _mm_prefetch(ahead.at - (kBytesAhead - kBytesNear), _MM_HINT_T0);
     }
     add_tiles<R, P>(x, x_stride, weights);
   }

@@ -31,7 +31,8 @@ using S = SimdAmxIntegers;
 constexpr int kGroupBytes = kGroupSize * kPanelRows;  // of weights as bytes
 constexpr int kSums = 0, kX = 1, kWeights = 2;        // tiles
 constexpr int kLeastRows = 9;                         // fewer take less time in registers
-constexpr int64_t kBytesAhead = 8192;  // few rows ask for weights so far ahead of their use
+// How far ahead of their use few rows ask for weights, in the second and in the first cache.
+constexpr int64_t kBytesAhead = kIntegerBytesAhead, kBytesNear = 2048;
 
 // `rows` rows of rounded activations: a tile for each group, then for each group the rows' scales
 // and their sums times these (see IntegerGroup).
@@ -95,7 +96,8 @@ void multiply_groups(Panel panel, const Piece& x, int64_t groups, float* out, in
   };
   auto multiply = [&](int64_t g) STAGEBEAM_INLINE {
     for (int64_t i = 0; i < panel.lines_ahead; ++i, panel.ahead += kLineBytes) {
-      _mm_prefetch(panel.ahead, _MM_HINT_T0);
+      _mm_prefetch(panel.ahead, _MM_HINT_T1);
+      _mm_prefetch(panel.ahead - (kBytesAhead - kBytesNear), _MM_HINT_T0);
     }
     amx::load<kX>(x.tiles + g * R * kGroupSize, kGroupSize);
     amx::zero<kSums>();
