@@ -34,7 +34,7 @@ class Bar:
 
 def check_bars(documents: Sequence[dict[str, Any]]) -> list[Bar]:
     """All bars over finished documents of `stagebeam evaluate`, one of each data set and weight of
-    votes at most; where votes count, the searches alone are held to anything."""
+    votes at most. Where votes count, the searches that were run alone are held to anything."""
     by_data = {document["data"]: document for document in documents if not vote_weight(document)}
     shapes, easy = by_data.get(SHAPES), by_data.get(EASY_VQA)
     greedy = _row(shapes, "greedy", None)
@@ -52,7 +52,8 @@ def check_bars(documents: Sequence[dict[str, Any]]) -> list[Bar]:
             row["temperature"] for row in document["rows"] if document["data"] == SHAPES
         ]
         for temperature in dict.fromkeys(t for t in temperatures if t is not None):
-            bars += _search_bars(document, temperature)
+            found = _search_bars(document, temperature)
+            bars += (bar for bar in found if bar.holds is not None or not vote_weight(document))
     bars.append(
         _accuracy("easy-VQA, official test, greedy", EASY_GREEDY, _row(easy, "greedy", None))
     )

@@ -117,6 +117,9 @@ def test_counted_votes_are_bars_of_their_own():
     assert found[f"{name}, votes counted 1"] is True
     assert found["stage_beam:4 against best_of_n:10 at temperature 1, votes counted 1"] is True
     assert len(found) == len(verdicts([published])) + 4
+    few = {label: share for label, share in ALL.items() if label.startswith("stage_beam")}
+    votes = verdicts([published, make_document(few, votes=1.0)])
+    assert len(votes) == len(verdicts([published])) + 2  # what was not run is not held to anything
 
 
 def test_what_was_not_measured_has_no_verdict():
