@@ -148,14 +148,16 @@ def test_rounds_start_from_the_model_so_far(
     monkeypatch.setattr(own_mistakes, "collect_mistakes", collect)
     monkeypatch.setattr(hone, "Trainer", StandIn)
     assert hone.hone_shapes(CHECKPOINT, tmp_path, CONFIG).is_finished
-    first, second = tmp_path / "round1", tmp_path / "round2"
+    rounds = [tmp_path / f"round{number}" for number in (1, 2, 3)]
     assert seen == [
-        (CHECKPOINT, first, 1),
+        (CHECKPOINT, rounds[0], 1),
         "hone",
-        (first / "final", second, 2),
+        (rounds[0] / "final", rounds[1], 2),
         "compare",
-        (second / "final", tmp_path, 3),
+        (rounds[1] / "final", rounds[2], 3),
         "weigh",
+        (rounds[2] / "final", tmp_path, 4),
+        "last words",
     ]
 
 
