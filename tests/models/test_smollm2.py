@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import pytest
 import torch
@@ -169,7 +170,14 @@ def test_midsize_mllama_equals_hf(smollm2_folder, smollm2, midsize, ops, paged_r
     )
     run = paged_run(model, [(shown, place)], num_tokens=100)
     ours = run.prefill([tokens])[0]
-    torch.testing.assert_close(ours, logits, atol=1e-4, rtol=0)
+    # The image token's embedding is short: HF's own float32 may be off by more than 1e-4 in its row.
+    exact_inputs = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in shown.for_hf(place, len(tokens)).items()
+    }
+    exact = deepcopy(midsize).double()(input_ids=torch.tensor([tokens]), **exact_inputs).logits[0]
+    error, hf_error = ((found - exact).abs().amax(1) for found in (ours, logits))
+    assert (error <= (2 * hf_error).clamp(min=1e-4)).all(), (error, hf_error)
 
     midsize.generation_config.eos_token_id = None
     out = midsize.generate(
