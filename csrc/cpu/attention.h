@@ -122,9 +122,9 @@ class AttentionPlan {
   // to `end`, are the thread's next. `share` is its share, 0 unless is_split.
   void run_item(const AttentionLayer& layer, int64_t item, int64_t end, int share,
                 AttentionScratch& scratch);
-  // Writes the output of a unit's row and KV head, where is_split: after all items. Which share had
-  // better do it: the unit's states are near.
+  // Which share had better fold a unit, where is_split: the unit's states are near.
   int folder(int64_t unit) const { return folder_[unit]; }
+  // Writes the output of a unit's row and KV head: after all items.
   void fold_unit(const AttentionLayer& layer, int64_t unit, AttentionScratch& scratch);
 
   // Cache bytes that one layer's items read from memory, for measurements.
