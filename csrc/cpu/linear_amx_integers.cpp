@@ -10,6 +10,7 @@
 
 #include "linear_tables.h"
 // The instruction set begins here, for all that follows.
+#define STAGEBEAM_FEATURES ",avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16"
 #include "simd_avx512.h"
 // Its tiles.
 #include "amx.h"
@@ -224,4 +225,7 @@ void multiply_rounded_amx_integers(const LinearTask& task, WeightFormat format, 
 
 }  // namespace kernels
 }  // namespace stagebeam
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif

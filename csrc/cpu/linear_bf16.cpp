@@ -8,10 +8,9 @@
 
 #include "linear_tables.h"
 // The instruction set begins here, for all that follows.
+#define STAGEBEAM_FEATURES ",avx512bf16"
 #include "simd_avx512.h"
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512bf16"))), apply_to = function)
-#else
+#if !defined(__clang__)
 #pragma GCC target("avx512bf16")
 #endif
 
@@ -140,4 +139,7 @@ void multiply_rounded_bf16(const LinearTask& task, WeightFormat, int64_t first, 
 
 }  // namespace kernels
 }  // namespace stagebeam
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif
