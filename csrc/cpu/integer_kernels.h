@@ -220,7 +220,7 @@ void multiply_integers(const std::byte* panel, const std::byte* memory, int64_t 
         }
       }
     }
-    if constexpr (S::kWidth == 16) {
+    if constexpr (S::kNumRegisters > 0) {
       STAGEBEAM_UNROLL for (int i = 0; i < kGroupLines; ++i) {
         __builtin_prefetch(line + kIntegerBytesNear + i * kLineBytes);
       }

@@ -25,8 +25,6 @@ namespace {
 
 using S = SimdAmxBf16;
 constexpr int kTileK = 32;
-// How far ahead of their use few rows ask for weights from the second cache.
-constexpr int64_t kBytesNear = 2 * amx::kTileBytes;
 constexpr int kTileLines = amx::kTileBytes / kLineBytes;
 constexpr int kSums = 0, kX = 4, kWeights = 6;  // the first tile of each kind
 
@@ -101,11 +99,7 @@ void multiply_tiles(const std::byte* panels, int64_t panel_bytes, const LastTile
           k == tiling.whole ? last[p].bytes : panels + p * panel_bytes + k * amx::kTileBytes;
     }
     if constexpr (R * P == 1) {
-      const std::byte* tile = panels + k * amx::kTileBytes;
-      ask_for_next_window<kTileLines>(tile);
-      STAGEBEAM_UNROLL for (int i = 0; i < kTileLines; ++i) {
-        _mm_prefetch(tile + kBytesNear + i * kLineBytes, _MM_HINT_T0);
-      }
+      ask_for_next_window<kTileLines>(panels + k * amx::kTileBytes);
     }
     for (int64_t i = 0; i < ahead.lines; ++i, ahead.at += kLineBytes) {
       _mm_prefetch(ahead.at, _MM_HINT_T1);
