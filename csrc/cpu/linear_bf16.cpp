@@ -46,6 +46,9 @@ void multiply_pairs(const std::byte* panels, int64_t stride, const uint32_t* x, 
     STAGEBEAM_UNROLL for (int p = 0; p < P; ++p) {
       line[p] = (__m512bh)S::load_words(panels + p * stride + k * kLineBytes);
     }
+    if constexpr (R <= kMostStreamed && P == 1) {
+      if (k % kPagesAtOnce == 0) ask_for_next_window<kPagesAtOnce>(panels + k * kLineBytes);
+    }
     STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
       const auto pair = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(x[r * x_stride + k]));
       STAGEBEAM_UNROLL for (int p = 0; p < P; ++p) {
