@@ -13,7 +13,7 @@ constexpr int64_t kPrivateRows = 32;  // rows whose norm each thread computes fo
 // Weights that attention asks for while it computes: they wait in the second cache.
 constexpr int64_t kBytesAhead = 384 << 10;
 constexpr int64_t kBytesAsked = 16 << 10;  // by a product behind what it read
-constexpr int kLooksALine = 2;  // at a barrier: of a burst most requests are dropped
+constexpr int kLooksALine = 2;             // at a barrier: of a burst most requests are dropped
 
 template <typename Values>
 void grow(Values& values, int64_t size) {
@@ -232,7 +232,7 @@ void StepProgram::meet(size_t index, int part, int parts) {
   LinesAhead& lines = workers_[part].attention.lines_ahead;
   if (ops_[index].matrix >= 0 && lines.end - lines.next == kBytesAhead) lines.next += kBytesAsked;
   int look = 0;
-  while (!pool_->is_open(arrival) && lines.next < lines.end) {
+  while (pool_->can_spin() && !pool_->is_open(arrival) && lines.next < lines.end) {
     if (++look % kLooksALine != 0) continue;
     __builtin_prefetch(lines.next, 0, 2);
     lines.next += 64;

@@ -28,6 +28,8 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int num_threads() const { return num_threads_; }
+  // Whether a thread may stay busy while it waits.
+  bool can_spin() const { return spin_us_ > 0; }
 
   // Calls fn(part, parts) once for each part in 0 .. parts - 1, at the same time, and returns when
   // all have returned; what they wrote is then visible. `fn` must not throw (an exception ends the
@@ -44,7 +46,7 @@ class ThreadPool {
   // Inside a region: returns when every part has called it as often as this one. What any part
   // wrote before is visible to all after. All parts must call it the same number of times.
   void barrier() noexcept { wait(arrive()); }
-  // The same in two parts, for work in between that nobody waits for: barrier's is over once
+  // The same in two parts, for work in between that nobody waits for: the barrier is over once
   // is_open(arrive()) is true, and wait returns then.
   uint32_t arrive() noexcept;
   bool is_open(uint32_t arrival) const noexcept;

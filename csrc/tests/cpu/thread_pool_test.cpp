@@ -36,6 +36,7 @@ TEST(a_barrier_in_two_parts_opens_when_all_have_arrived) {
   for (const int threads : {1, 2, 5}) {
     for (const int spin_us : {0, 50}) {
       ThreadPool pool(threads, spin_us);
+      CHECK(!pool.can_spin() || spin_us > 0);
       std::atomic<bool> may_arrive{false};
       std::vector<int> values(threads), opened_early(threads), opened(threads), seen(threads);
       pool.run([&](int part, int parts) {
