@@ -124,7 +124,10 @@ class AttentionPlan {
                 AttentionScratch& scratch);
   // Which share had better fold a unit, where is_split: the unit's states are near.
   int folder(int64_t unit) const { return folder_[unit]; }
-  // Writes the output of a unit's row and KV head: after all items.
+  // Whether a unit, or any, has items of several shares.
+  bool is_shared(int64_t unit) const { return is_shared_[unit] != 0; }
+  bool has_shared_units() const { return has_shared_units_; }
+  // Writes the output of a unit's row and KV head: after all its items.
   void fold_unit(const AttentionLayer& layer, int64_t unit, AttentionScratch& scratch);
 
   // Cache bytes that one layer's items read from memory, for measurements.
@@ -182,9 +185,11 @@ class AttentionPlan {
   std::vector<int64_t> share_begin_;
   bool is_split_ = false;
   int64_t max_splits_ = 0, max_bundles_ = 0;
-  LineFloats queries_;               // [num_shares, num_rows, num_heads, padded(head_dim)]
-  std::vector<uint8_t> uses_;        // [num_shares, num_units]: kQueries, and kStores for one share
-  std::vector<int32_t> folder_;      // [num_units]: a share
+  LineFloats queries_;              // [num_shares, num_rows, num_heads, padded(head_dim)]
+  std::vector<uint8_t> uses_;       // [num_shares, num_units]: kQueries, and kStores for one share
+  std::vector<int32_t> folder_;     // [num_units]: a share
+  std::vector<uint8_t> is_shared_;  // [num_units]
+  bool has_shared_units_ = false;
   LineFloats states_;                // [num_rows, num_heads, max_splits] states
   LineFloats bundles_;               // [num_rows, num_heads, max_bundles] states
   std::vector<uint8_t> is_bundled_;  // [num_rows, max_bundles]: an item folds the whole bundle

@@ -102,12 +102,16 @@ void AttentionPlan::share_items(int num_shares) {
 void AttentionPlan::find_folders(int num_shares) {
   std::vector<int64_t> counts(num_shares, 0);
   folder_.assign(num_units(), 0);
+  is_shared_.assign(num_units(), 0);
+  has_shared_units_ = false;
   for (int64_t unit = 0; unit < num_units(); ++unit) {
     int best = -1;
     for (int share = 0; share < num_shares; ++share) {
       if ((uses_[share * num_units() + unit] & kQueries) == 0) continue;
+      is_shared_[unit] = best >= 0;
       if (best < 0 || counts[share] < counts[best]) best = share;
     }
+    has_shared_units_ = has_shared_units_ || is_shared_[unit] != 0;
     folder_[unit] = std::max(best, 0);
     ++counts[folder_[unit]];
   }

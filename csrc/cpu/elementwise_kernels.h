@@ -107,25 +107,36 @@ double exp_sum(const float* x, int64_t count, float largest, float temperature) 
   return total;
 }
 
-void log_sum_exp(const float* x, int64_t count, float* largest, int64_t* place, double* sum) {
+// The largest of x; several at once, since each comparison waits for the one before.
+float largest(const float* x, int64_t count) {
   float top = x[0];
   int64_t i = 0;
-  if (count >= kLanes) {
-    Lanes tops = load(x);
-    for (; i + kLanes <= count; i += kLanes) tops = larger(load(x + i), tops);
-    top = max_lanes(tops);
+  if (count >= 4 * kLanes) {
+    Lanes tops[4];
+    for (int v = 0; v < 4; ++v) tops[v] = load(x + v * kLanes);
+    for (i = 4 * kLanes; i + 4 * kLanes <= count; i += 4 * kLanes) {
+      for (int v = 0; v < 4; ++v) tops[v] = larger(load(x + i + v * kLanes), tops[v]);
+    }
+    top = max_lanes(larger(larger(tops[0], tops[1]), larger(tops[2], tops[3])));
   }
   for (; i < count; ++i) top = std::max(top, x[i]);
+  return top;
+}
+
+void log_sum_exp(const float* x, int64_t count, float* top, int64_t* place, double* sum) {
+  constexpr int64_t kBlock = 8 * kLanes;
+  *top = largest(x, count);
+  const Lanes tops = splat(*top);
   int64_t at = 0;
   auto has_top = [&](const float* p) {
-    const Ints same = load(p) == splat(top);
+    Ints same = load(p) == tops;
+    for (int64_t v = 1; v < kBlock / kLanes; ++v) same |= load(p + v * kLanes) == tops;
     int32_t any = 0;
     for (int64_t lane = 0; lane < kLanes; ++lane) any |= same[lane];
     return any != 0;
   };
-  while (at + kLanes <= count && !has_top(x + at)) at += kLanes;
-  while (at < count - 1 && !(x[at] == top)) ++at;
-  *largest = top;
+  while (at + kBlock <= count && !has_top(x + at)) at += kBlock;
+  while (at < count - 1 && !(x[at] == *top)) ++at;
   *place = at;
-  *sum = exp_sum(x, count, top, 1.0f);
+  *sum = exp_sum(x, count, *top, 1.0f);
 }

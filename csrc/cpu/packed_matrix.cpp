@@ -244,33 +244,39 @@ void PackedMatrix::unpack_rows(int64_t first_row, int64_t num_rows, float* out,
   const PanelLayout layout = panel_layout(format_);
   for (int64_t r = 0; r < num_rows; ++r) {
     const Place at = place(first_row + r);
-    for (int64_t k = 0; k < in_features_; ++k) {
+    float* row = out + r * stride;
+    for (int64_t k = 0; k < in_features_; k += layout.word_k) {  // a word at a time
       const std::byte* block = at.panel + k / layout.block_k * layout.block_bytes();
-      const int64_t i = k % layout.block_k;
+      const int64_t i = k % layout.block_k, left = in_features_ - k;
       const std::byte* word =
           block + layout.scale_bytes + i / layout.word_k * kLineBytes + at.lane * 4;
-      float weight = 0;
       switch (format_) {
         case WeightFormat::kFloat32:
-          weight = get<float>(word);
+          row[k] = get<float>(word);
           break;
         case WeightFormat::kBf16:
-          weight = bf16_to_float(get<uint16_t>(word + 2 * i));
+          for (int64_t j = 0; j < std::min<int64_t>(left, 2); ++j) {
+            row[k + j] = bf16_to_float(get<uint16_t>(word + 2 * j));
+          }
           break;
-        case WeightFormat::kInt8:
-          weight =
-              get<int8_t>(word + i % 4) *
+        case WeightFormat::kInt8: {
+          const float scale =
               bf16_to_float(get<uint16_t>(block + 2 * (i / kGroupSize * kPanelRows + at.lane)));
+          for (int64_t j = 0; j < std::min<int64_t>(left, 4); ++j) {
+            row[k + j] = get<int8_t>(word + j) * scale;
+          }
           break;
+        }
         case WeightFormat::kInt4: {
           const float step = fp16_to_float(get<uint16_t>(block + 2 * at.lane));
           const float least = fp16_to_float(get<uint16_t>(block + 2 * (kPanelRows + at.lane)));
-          const uint32_t q = get<uint32_t>(word) >> (4 * nibble_of(i % 8)) & 15;
-          weight = std::fma(static_cast<float>(q), step / kInt4Factor, least / kInt4Factor);
+          for (int j = 0; j < std::min<int64_t>(left, 8); ++j) {
+            const uint32_t q = get<uint32_t>(word) >> (4 * nibble_of(j)) & 15;
+            row[k + j] = std::fma(static_cast<float>(q), step / kInt4Factor, least / kInt4Factor);
+          }
           break;
         }
       }
-      out[r * stride + k] = weight;
     }
   }
 }

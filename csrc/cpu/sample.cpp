@@ -12,8 +12,8 @@ namespace stagebeam::cpu {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kLargestGumbel = 16.64;  // of u = 1 - 2^-24, rounded up
-constexpr int64_t kMaximaBlock = 64;
+constexpr double kLargestGumbel = 16.64;                // of u = 1 - 2^-24, rounded up
+constexpr int64_t kLargestBlock = 64, kLeastBlock = 8;  // logits of a block that has a maximum
 constexpr int64_t kFirstCandidates = 128;  // tried first for rows that only top_p filters
 
 enum Finish : int8_t { kRunning = 0, kTag = 1, kEos = 2, kLength = 3, kWrongTag = 4 };
@@ -41,24 +41,27 @@ struct Best {
 // logits and all their ties.
 void gather_candidates(const float* logits, int64_t vocab_size, int64_t count,
                        SampleScratch& scratch) {
-  const int64_t num_blocks = (vocab_size + kMaximaBlock - 1) / kMaximaBlock;
+  int64_t size = kLargestBlock;
+  while (size > kLeastBlock && vocab_size < 2 * count * size) size /= 2;
+  const int64_t num_blocks = (vocab_size + size - 1) / size;
   scratch.ids.clear();
-  float least = -std::numeric_limits<float>::infinity();
-  if (count < num_blocks) {
-    scratch.maxima.resize(num_blocks);
-    for (int64_t b = 0; b < num_blocks; ++b) {
-      const float* block = logits + b * kMaximaBlock;
-      float top = block[0];
-      const int64_t size = std::min(kMaximaBlock, vocab_size - b * kMaximaBlock);
-      for (int64_t i = 1; i < size; ++i) top = block[i] > top ? block[i] : top;
-      scratch.maxima[b] = top;
-    }
-    std::vector<float>& ranked = scratch.maxima;
-    std::nth_element(ranked.begin(), ranked.begin() + count - 1, ranked.end(), std::greater<>());
-    least = ranked[count - 1];
+  if (count >= num_blocks) {
+    for (int64_t id = 0; id < vocab_size; ++id) scratch.ids.push_back(static_cast<int32_t>(id));
+    return;
   }
-  for (int64_t id = 0; id < vocab_size; ++id) {
-    if (logits[id] >= least) scratch.ids.push_back(static_cast<int32_t>(id));
+  std::vector<float>&maxima = scratch.maxima, &ranked = scratch.ranked;
+  maxima.resize(num_blocks);
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    maxima[b] = kernels().largest(logits + b * size, std::min(size, vocab_size - b * size));
+  }
+  ranked = maxima;
+  std::nth_element(ranked.begin(), ranked.begin() + count - 1, ranked.end(), std::greater<>());
+  const float least = ranked[count - 1];
+  for (int64_t b = 0; b < num_blocks; ++b) {
+    if (!(maxima[b] >= least)) continue;
+    for (int64_t id = b * size; id < std::min((b + 1) * size, vocab_size); ++id) {
+      if (logits[id] >= least) scratch.ids.push_back(static_cast<int32_t>(id));
+    }
   }
 }
 
@@ -75,6 +78,11 @@ void filter(const float* logits, int64_t vocab_size, const LogitSummary& summary
   auto weight = [&](int32_t id) {
     return std::exp((double{logits[id]} - summary.largest) / options.temperature);
   };
+  std::vector<double>& weights = scratch.weights;
+  auto find_weights = [&] {
+    weights.clear();
+    for (const int32_t id : ids) weights.push_back(weight(id));
+  };
   double mass = 0;
   if (options.top_k > 0 && options.top_k < vocab_size) {
     gather_candidates(logits, vocab_size, options.top_k, scratch);
@@ -84,7 +92,8 @@ void filter(const float* logits, int64_t vocab_size, const LogitSummary& summary
     const float least = logits[*kth];
     std::erase_if(ids, [&](int32_t id) { return logits[id] < least; });
     sort_candidates(logits, ids);
-    for (const int32_t id : ids) mass += weight(id);
+    find_weights();
+    for (const double weight : weights) mass += weight;
   } else {
     mass = kernels().exp_sum(logits, vocab_size, summary.largest,
                              static_cast<float>(options.temperature));
@@ -95,16 +104,16 @@ void filter(const float* logits, int64_t vocab_size, const LogitSummary& summary
       if (held > options.top_p * mass || static_cast<int64_t>(ids.size()) == vocab_size) break;
     }
     sort_candidates(logits, ids);
+    find_weights();
   }
   size_t num_kept = 1;
   if (options.top_p < 1) {
-    double before = weight(ids[0]);
-    while (num_kept < ids.size() && before < options.top_p * mass)
-      before += weight(ids[num_kept++]);
+    double before = weights[0];
+    while (num_kept < ids.size() && before < options.top_p * mass) before += weights[num_kept++];
   } else {
     num_kept = ids.size();
   }
-  while (num_kept > 1 && weight(ids[num_kept - 1]) < options.min_p) --num_kept;
+  while (num_kept > 1 && weights[num_kept - 1] < options.min_p) --num_kept;
   ids.resize(num_kept);
 }
 
@@ -151,8 +160,10 @@ int32_t choose_token(const float* logits, int64_t vocab_size, const LogitSummary
   float bound = least();
   for (int64_t id = 0; id < vocab_size; ++id) {
     if (!(logits[id] >= bound)) continue;
-    const double weight = std::exp((double{logits[id]} - summary.largest) / options.temperature);
-    if (weight < options.min_p) continue;
+    if (options.min_p > 0 &&
+        std::exp((double{logits[id]} - summary.largest) / options.temperature) < options.min_p) {
+      continue;
+    }
     best.offer(logits[id], static_cast<int32_t>(id));
     bound = least();
   }

@@ -29,8 +29,9 @@ LogitSummary combine(const LogitSummary* chunks, int64_t num_chunks);
 
 // Working memory of `choose_token`, kept between rows.
 struct SampleScratch {
-  std::vector<float> maxima;
+  std::vector<float> maxima, ranked;
   std::vector<int32_t> ids;
+  std::vector<double> weights;
 };
 
 int32_t choose_token(const float* logits, int64_t vocab_size, const LogitSummary& summary,

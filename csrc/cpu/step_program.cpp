@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <stdexcept>
 #include <string>
 
@@ -11,6 +12,8 @@ namespace {
 constexpr int64_t kPrivateRows = 32;  // rows whose norm each thread computes for itself
 // Weights that attention asks for while it computes: they wait in the second cache.
 constexpr int64_t kBytesAhead = 384 << 10;
+constexpr int64_t kBytesAsked = 16 << 10;  // by a product behind what it read
+constexpr int kLooksALine = 2;             // at a barrier: of a burst most requests are dropped
 
 template <typename Values>
 void grow(Values& values, int64_t size) {
@@ -202,9 +205,39 @@ void StepProgram::work(const Pass& pass, int part, int parts) {
         run_residual_linear(op, part, parts, i);
         break;
     }
-    pool_->barrier();
+    meet(i, part, parts);
   }
   finish(pass, part, parts);
+}
+
+// What a thread reads next is one stream from its share of the next matrix on.
+void StepProgram::point_ahead(size_t index, int part, int parts) {
+  size_t next = index + 1;
+  while (next < ops_.size() && (ops_[next].matrix < 0 || runs(next).empty())) ++next;
+  const PackedMatrix& matrix = matrices_[next < ops_.size() ? ops_[next].matrix : head_];
+  const std::byte* begin = matrix.share(part, parts);
+  LinesAhead& lines = workers_[part].attention.lines_ahead;
+  if (begin == nullptr) {
+    lines = {};
+    return;
+  }
+  const std::byte* end = begin + kBytesAhead;
+  const bool is_within = !std::less<>()(lines.next, begin) && !std::less<>()(end, lines.next);
+  lines = {is_within ? lines.next : begin, end};
+}
+
+void StepProgram::meet(size_t index, int part, int parts) {
+  const uint32_t arrival = pool_->arrive();
+  point_ahead(index, part, parts);
+  LinesAhead& lines = workers_[part].attention.lines_ahead;
+  if (ops_[index].matrix >= 0 && lines.end - lines.next == kBytesAhead) lines.next += kBytesAsked;
+  int look = 0;
+  while (pool_->can_spin() && !pool_->is_open(arrival) && lines.next < lines.end) {
+    if (++look % kLooksALine != 0) continue;
+    __builtin_prefetch(lines.next, 0, 2);
+    lines.next += 64;
+  }
+  pool_->wait(arrival);
 }
 
 const std::vector<StepProgram::RowRun>& StepProgram::runs(size_t index) const {
@@ -297,19 +330,25 @@ void StepProgram::attend(AttentionPlan& plan, const AttentionLayer& layer, int p
   const int64_t begin = plan.first_item(part), end = plan.first_item(part + 1);
   plan.prefetch_share(layer, part);
   plan.prepare_share(layer, part, scratch);
-  scratch.lines_ahead = {};
-  if (index + 1 < ops_.size() && ops_[index + 1].matrix >= 0) {
-    // What the thread reads next is one stream from its share of the next matrix on.
-    const std::byte* next = matrices_[ops_[index + 1].matrix].share(part, parts);
-    if (next != nullptr) scratch.lines_ahead = {next, next + kBytesAhead};
-  }
+  point_ahead(index, part, parts);
   for (int64_t item = begin; item < end; ++item) run_item(item, end);
-  pool_->barrier();
-  for (int64_t unit = 0; unit < plan.num_units(); ++unit) {
-    if (plan.folder(unit) != part) continue;
-    if (is_few && is_output_[unit / shape_.num_kv_heads] == 0) continue;
-    plan.fold_unit(layer, unit, scratch);
+  auto fold = [&](bool is_shared) {
+    for (int64_t unit = 0; unit < plan.num_units(); ++unit) {
+      if (plan.folder(unit) != part || plan.is_shared(unit) != is_shared) continue;
+      if (is_few && is_output_[unit / shape_.num_kv_heads] == 0) continue;
+      plan.fold_unit(layer, unit, scratch);
+    }
+  };
+  if (!plan.has_shared_units()) {
+    fold(false);
+    return;
   }
+  // Others' states are needed where a unit is shared alone: what is a thread's own is folded while
+  // it would wait for them.
+  const uint32_t arrival = pool_->arrive();
+  fold(false);
+  pool_->wait(arrival);
+  fold(true);
 }
 
 void StepProgram::run_cross_attention(const Op& op, int part, int parts, size_t index) {
@@ -337,11 +376,9 @@ void StepProgram::finish(const Pass& pass, int part, int parts) {
   const PackedMatrix& head = matrices_[head_];
   const int64_t stride = head.out_features(), num_chunks = num_logit_chunks(vocab_size);
   linear_part(head, {x, width}, pass.num_rows, {logits_.data(), stride}, part, parts);
-  auto sum_up = [&](int64_t chunk) {
+  auto sum_up = [&](int64_t row, int64_t chunk) {
     const int64_t begin = chunk * kLogitChunk, count = std::min(kLogitChunk, vocab_size - begin);
-    for (int64_t r = 0; r < pass.num_rows; ++r) {
-      summaries_[r * num_chunks + chunk] = summarize(&logits_[r * stride + begin], count);
-    }
+    summaries_[row * num_chunks + chunk] = summarize(&logits_[row * stride + begin], count);
   };
   // Whose share of the head holds a whole chunk of logits; -1 where it crosses a border.
   auto owner = [&](int64_t chunk) {
@@ -354,20 +391,15 @@ void StepProgram::finish(const Pass& pass, int part, int parts) {
     }
     return -1;
   };
-  bool crosses = false;
   for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
-    const int share = owner(chunk);
-    if (share == part) sum_up(chunk);
-    crosses = crosses || share < 0;
+    if (owner(chunk) != part) continue;
+    for (int64_t r = 0; r < pass.num_rows; ++r) sum_up(r, chunk);
   }
   pool_->barrier();
-  if (crosses) {
-    for (int64_t chunk = part; chunk < num_chunks; chunk += parts) {
-      if (owner(chunk) < 0) sum_up(chunk);
-    }
-    pool_->barrier();
-  }
   for (int64_t r = part; r < pass.num_rows; r += parts) {
+    for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
+      if (owner(chunk) < 0) sum_up(r, chunk);
+    }
     sample_row(&logits_[r * stride], &summaries_[r * num_chunks], *pass.tables, *pass.sampling, r,
                pass.sampled, workers_[part].sampling);
   }

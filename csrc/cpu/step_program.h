@@ -129,6 +129,9 @@ class StepProgram {
   void prepare(const Pass& pass);
   void mark_outputs(const Pass& pass);
   void work(const Pass& pass, int part, int parts);
+  // A barrier; a part that waits asks for the weights that it reads after operation `index`.
+  void meet(size_t index, int part, int parts);
+  void point_ahead(size_t index, int part, int parts);
   void run_norm_linear(const Op& op, int part, int parts, size_t index);
   void run_residual_linear(const Op& op, int part, int parts, size_t index);
   void run_self_attention(const Op& op, const Pass& pass, int part, int parts, size_t index);

@@ -1,5 +1,6 @@
 #include "thread_pool.h"
 
+#include <algorithm>
 #include <chrono>
 #include <stdexcept>
 #include <string>
@@ -18,6 +19,7 @@ namespace {
 
 // The region that this thread is in, so that a nested run is refused instead of waiting for ever.
 thread_local const ThreadPool* current_region = nullptr;
+thread_local int current_part = 0;
 
 int64_t process_id() {
 #if defined(__unix__) || defined(__APPLE__)
@@ -25,6 +27,11 @@ int64_t process_id() {
 #else
   return 0;
 #endif
+}
+
+// Counts wrap around; those compared are never far apart.
+inline bool has_reached(uint32_t count, uint32_t least) {
+  return static_cast<int32_t>(count - least) >= 0;
 }
 
 inline void pause() {
@@ -41,6 +48,7 @@ ThreadPool::ThreadPool(int num_threads, int spin_us)
     : num_threads_(num_threads),
       spin_us_(num_threads > available_cpus() ? 0 : spin_us),
       owner_pid_(process_id()),
+      arrivals_(std::make_unique<Arrivals[]>(std::max(num_threads, 1))),
       workers_(std::make_unique<std::vector<std::thread>>()) {
   if (num_threads < 1 || spin_us < 0) {
     throw std::invalid_argument(
@@ -85,7 +93,7 @@ void ThreadPool::run_task(Task task, void* context) {
 void ThreadPool::work(int part) {
   uint32_t seen = 0;
   while (true) {
-    seen = wait_while_equal(epoch_, seen);
+    seen = wait_for(epoch_, seen + 1);
     if (is_stopping_) return;
     execute(task_, context_, part);
   }
@@ -93,40 +101,52 @@ void ThreadPool::work(int part) {
 
 void ThreadPool::execute(Task task, void* context, int part) noexcept {
   current_region = this;
+  current_part = part;
   task(context, part, num_threads_);
   current_region = nullptr;
   barrier();
 }
 
-void ThreadPool::barrier() noexcept {
-  const uint32_t phase = phase_.load(std::memory_order_acquire);
-  if (num_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 ==
-      static_cast<uint32_t>(num_threads_)) {
-    num_arrived_.store(0, std::memory_order_relaxed);
-    phase_.fetch_add(1);
-    phase_.notify_all();
-  } else {
-    wait_while_equal(phase_, phase);
+uint32_t ThreadPool::arrive() noexcept {
+  for (int part = 0; part < num_threads_; ++part) {  // they come while the count is written
+    if (part != current_part) __builtin_prefetch(&arrivals_[part]);
   }
+  std::atomic<uint32_t>& count = arrivals_[current_part].count;
+  const uint32_t arrival = count.load(std::memory_order_relaxed) + 1;
+  count.store(arrival);  // sequentially consistent, as notify_all's look for sleepers needs
+  count.notify_all();
+  return arrival;
 }
 
-uint32_t ThreadPool::wait_while_equal(const std::atomic<uint32_t>& value,
-                                      uint32_t old) const noexcept {
-  constexpr int kPausesPerLook = 32;  // a look at the clock costs as much as a few pauses
-  uint32_t now = value.load(std::memory_order_acquire);
-  if (now != old) return now;
-  if (spin_us_ > 0) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us_);
-    do {
-      for (int i = 0; i < kPausesPerLook; ++i) {
-        now = value.load(std::memory_order_acquire);
-        if (now != old) return now;
-        pause();
-      }
-    } while (std::chrono::steady_clock::now() < deadline);
+bool ThreadPool::is_open(uint32_t arrival) const noexcept {
+  for (int part = 0; part < num_threads_; ++part) {
+    if (!has_reached(arrivals_[part].count.load(std::memory_order_acquire), arrival)) return false;
   }
-  while ((now = value.load(std::memory_order_acquire)) == old) {
-    value.wait(old, std::memory_order_acquire);
+  return true;
+}
+
+void ThreadPool::wait(uint32_t arrival) const noexcept {
+  for (int part = 0; part < num_threads_; ++part) wait_for(arrivals_[part].count, arrival);
+}
+
+uint32_t ThreadPool::wait_for(const std::atomic<uint32_t>& count, uint32_t least) const noexcept {
+  // The clock is looked at every few microseconds, and not by those who need not wait as long.
+  constexpr int kPausesPerLook = 64;
+  uint32_t now = count.load(std::memory_order_acquire);
+  auto spin = [&] {
+    for (int i = 0; i < kPausesPerLook && !has_reached(now, least); ++i) {
+      pause();
+      now = count.load(std::memory_order_acquire);
+    }
+    return !has_reached(now, least);
+  };
+  if (spin_us_ > 0 && spin()) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us_);
+    while (spin() && std::chrono::steady_clock::now() < deadline) {
+    }
+  }
+  while (!has_reached(now = count.load(std::memory_order_acquire), least)) {
+    count.wait(now, std::memory_order_acquire);
   }
   return now;
 }

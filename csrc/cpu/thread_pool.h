@@ -28,6 +28,8 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int num_threads() const { return num_threads_; }
+  // Whether a thread may stay busy while it waits.
+  bool can_spin() const { return spin_us_ > 0; }
 
   // Calls fn(part, parts) once for each part in 0 .. parts - 1, at the same time, and returns when
   // all have returned; what they wrote is then visible. `fn` must not throw (an exception ends the
@@ -43,7 +45,12 @@ class ThreadPool {
 
   // Inside a region: returns when every part has called it as often as this one. What any part
   // wrote before is visible to all after. All parts must call it the same number of times.
-  void barrier() noexcept;
+  void barrier() noexcept { wait(arrive()); }
+  // The same in two parts, for work in between that nobody waits for: the barrier is over once
+  // is_open(arrive()) is true, and wait returns then.
+  uint32_t arrive() noexcept;
+  bool is_open(uint32_t arrival) const noexcept;
+  void wait(uint32_t arrival) const noexcept;
 
  private:
   using Task = void (*)(void* context, int part, int parts);
@@ -51,7 +58,13 @@ class ThreadPool {
   void run_task(Task task, void* context);
   void work(int part);
   void execute(Task task, void* context, int part) noexcept;
-  uint32_t wait_while_equal(const std::atomic<uint32_t>& value, uint32_t old) const noexcept;
+  uint32_t wait_for(const std::atomic<uint32_t>& count, uint32_t least) const noexcept;
+
+  // How often a part has arrived at a barrier. It alone writes it, the others read it: two lines
+  // apart, since processors fetch them in pairs.
+  struct alignas(128) Arrivals {
+    std::atomic<uint32_t> count{0};
+  };
 
   const int num_threads_;
   const int spin_us_;
@@ -61,8 +74,7 @@ class ThreadPool {
   void* context_ = nullptr;
   bool is_stopping_ = false;
   alignas(64) std::atomic<uint32_t> epoch_{0};
-  alignas(64) std::atomic<uint32_t> phase_{0};
-  alignas(64) std::atomic<uint32_t> num_arrived_{0};
+  std::unique_ptr<Arrivals[]> arrivals_;  // [num_threads]
   std::unique_ptr<std::vector<std::thread>> workers_;
 };
 

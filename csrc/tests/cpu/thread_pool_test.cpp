@@ -32,6 +32,35 @@ TEST(every_part_runs_once_and_barriers_order_what_they_wrote) {
   }
 }
 
+TEST(a_barrier_in_two_parts_opens_when_all_have_arrived) {
+  for (const int threads : {1, 2, 5}) {
+    for (const int spin_us : {0, 50}) {
+      ThreadPool pool(threads, spin_us);
+      CHECK(!pool.can_spin() || spin_us > 0);
+      std::atomic<bool> may_arrive{false};
+      std::vector<int> values(threads), opened_early(threads), opened(threads), seen(threads);
+      pool.run([&](int part, int parts) {
+        if (part + 1 == parts) {  // the others arrive, and do something, before the last
+          while (!may_arrive && parts > 1) std::this_thread::yield();
+        }
+        values[part] = part + 1;
+        const uint32_t arrival = pool.arrive();
+        if (part == 0) {
+          opened_early[part] = parts > 1 && pool.is_open(arrival);
+          may_arrive = true;
+        }
+        pool.wait(arrival);
+        opened[part] = pool.is_open(arrival);
+        seen[part] = values[(part + 1) % parts];
+      });
+      for (int part = 0; part < threads; ++part) {
+        CHECK(opened_early[part] == 0 && opened[part] != 0);
+        CHECK(seen[part] == (part + 1) % threads + 1);
+      }
+    }
+  }
+}
+
 TEST(sleeping_threads_wake_up) {
   ThreadPool pool(3, 10);
   std::atomic<int> runs{0};
