@@ -25,6 +25,12 @@ namespace {
 
 constexpr int kPairLines = amx::kRows;  // pairs of one product
 
+// After half a microsecond without products the tiles' unit sleeps, and takes a third of one to
+// wake. This one's sum is dropped.
+inline void keep_awake() {
+  amx::add_bf16<3, 4, 6>();
+}
+
 #include "attention_columns.h"
 
 constexpr int kTokens = amx::kRows;  // of a product of keys
@@ -34,12 +40,6 @@ constexpr int64_t kMostChunks = 8;  // of 16 pairs of a head's elements
 constexpr int64_t kLineBytes = sizeof(PairTile{}.lines[0]);
 constexpr int64_t kPairsBytes = kPairs * sizeof(uint32_t);
 constexpr int64_t kSumsBytes = kWidth * sizeof(float);
-
-// After half a microsecond without products the tiles' unit sleeps, and takes a third of one to
-// wake. This one's sum is dropped.
-inline void keep_awake() {
-  amx::add_bf16<2, 6, 5>();
-}
 
 class TileProduct {
  public:
@@ -90,7 +90,7 @@ class TileProduct {
     }
     const int64_t chunks = (count + 2 * kPairLines - 1) / (2 * kPairLines);
     for (int64_t first = 0; first < layout.head_dim; first += kWidth) {
-      fill_values(rows.values, count, first, layout.head_dim, values_, ahead);
+      fill_values<keep_awake>(rows.values, count, first, layout.head_dim, values_, ahead);
       const int64_t blocks =
           std::min<int64_t>(kWidth, layout.head_dim - first + kBlock - 1) / kBlock;
       for (int64_t p = (count + 1) / 2; p < chunks * kPairLines; ++p) {

@@ -28,6 +28,8 @@ namespace {
 
 #include "attention_pairs.h"
 
+inline void nothing() {}
+
 constexpr int kRowsAtOnce = 6;  // times kVectors sums fill the registers
 constexpr int kLinesAPair = 2;
 
@@ -174,7 +176,7 @@ inline void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin,
     }
   }
   for (int64_t first = 0; first < head_dim; first += kWidth) {
-    fill_values(rows.values, count, first, head_dim, tile, ahead);
+    fill_values<nothing>(rows.values, count, first, head_dim, tile, ahead);
     const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
     const int64_t whole = (width + kBlock - 1) / kBlock * kBlock;
     multiply(pairs, num_queries, tile, (count + 1) / 2, whole, true, targets, ahead);

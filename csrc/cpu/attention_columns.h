@@ -55,41 +55,38 @@ inline __m512 across(__m512 x, Combine&& combine) {
   return x;
 }
 
-// Weights of 32 tokens, as vectors of scores, to 16 pairs a query.
+// Where pairs of neighbouring tokens' halves come from.
 template <int kColumns>
-inline void put_pairs(const __m512 (&x)[2 * kColumns], uint32_t* out);
-
-template <>
-inline void put_pairs<16>(const __m512 (&x)[32], uint32_t* out) {
-  __m512i order = _mm512_setzero_si512();
-  alignas(64) static constexpr struct Order {
-    uint16_t at[32];
-    constexpr Order() : at() {
-      for (int i = 0; i < 16; ++i) at[2 * i] = i, at[2 * i + 1] = i + 16;
+struct PairOrder {
+  uint16_t at[32];
+  constexpr PairOrder() : at() {
+    for (int i = 0; i < 16; ++i) {
+      at[2 * i] = static_cast<uint16_t>(i / kColumns * 2 * kColumns + i % kColumns);
+      at[2 * i + 1] = static_cast<uint16_t>(at[2 * i] + kColumns);
     }
-  } kOrder;
-  order = _mm512_load_si512(kOrder.at);
+  }
+};
+alignas(64) constexpr PairOrder<16> kOrder16;
+alignas(64) constexpr PairOrder<8> kOrder8;
+
+// Weights of 32 tokens, which weigh(v) makes a vector at a time and in order, to 16 pairs a query.
+template <typename Weigh>
+inline void put_sixteen(Weigh&& weigh, uint32_t* out) {
+  const __m512i order = _mm512_load_si512(kOrder16.at);
   __m512i words[16];
   STAGEBEAM_UNROLL for (int p = 0; p < 16; ++p) {
-    words[p] =
-        _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(x[2 * p + 1], x[2 * p]));
+    const __m512 even = weigh(2 * p), odd = weigh(2 * p + 1);
+    words[p] = _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
   }
   transpose(words);
   STAGEBEAM_UNROLL for (int q = 0; q < 16; ++q) _mm512_store_si512(out + q * kPairs, words[q]);
 }
 
-template <>
-inline void put_pairs<8>(const __m512 (&x)[16], uint32_t* out) {
-  alignas(64) static constexpr struct Order {
-    uint16_t at[32];
-    constexpr Order() : at() {
-      for (int i = 0; i < 16; ++i) {
-        at[2 * i] = i / 8 * 16 + i % 8;
-        at[2 * i + 1] = at[2 * i] + 8;
-      }
-    }
-  } kOrder;
-  const __m512i order = _mm512_load_si512(kOrder.at);
+template <typename Weigh>
+inline void put_eight(Weigh&& weigh, uint32_t* out) {
+  const __m512i order = _mm512_load_si512(kOrder8.at);
+  __m512 x[16];
+  STAGEBEAM_UNROLL for (int v = 0; v < 16; ++v) x[v] = weigh(v);
   __m512i z[8], t[8];
   STAGEBEAM_UNROLL for (int v = 0; v < 8; ++v) {  // pairs v and v + 8
     z[v] = _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(x[v + 8], x[v]));
@@ -112,11 +109,13 @@ inline void put_pairs<8>(const __m512 (&x)[16], uint32_t* out) {
   }
 }
 
-template <>
-inline void put_pairs<4>(const __m512 (&x)[8], uint32_t* out) {
+template <typename Weigh>
+inline void put_four(Weigh&& weigh, uint32_t* out) {
   // In each quarter: halves 0 and 4, 1 and 5, 2 and 6, 3 and 7.
   const __m512i mix =
       _mm512_broadcast_i32x4(_mm_set_epi8(15, 14, 7, 6, 13, 12, 5, 4, 11, 10, 3, 2, 9, 8, 1, 0));
+  __m512 x[8];
+  STAGEBEAM_UNROLL for (int v = 0; v < 8; ++v) x[v] = weigh(v);
   __m512i y[4];
   STAGEBEAM_UNROLL for (int m = 0; m < 4; ++m) {  // pair 4 * m + j in quarter j
     y[m] = _mm512_shuffle_epi8((__m512i)_mm512_cvtne2ps_pbh(x[2 * m + 1], x[2 * m]), mix);
@@ -178,14 +177,19 @@ inline void to_weights(float* scores, int64_t begin, int64_t count, const Query*
   __m512 sums[kSums];
   STAGEBEAM_UNROLL for (int i = 0; i < kSums; ++i) sums[i] = _mm512_setzero_ps();
   for (int64_t line = 0; line < num_lines; ++line) {
-    __m512 x[kVectorsALine];
-    STAGEBEAM_UNROLL for (int v = 0; v < kVectorsALine; ++v) {
-      const __m512 score = _mm512_load_ps(scores + (line * kVectorsALine + v) * kLanes);
-      x[v] = power_of_two(_mm512_fmadd_ps(score, log2e, base));
-      sums[v % kSums] = _mm512_add_ps(sums[v % kSums], x[v]);
-      if (v % 8 == 7) ahead.ask(4);
-    }
-    put_pairs<kColumns>(x, weights[0] + line * kPairLines);
+    const float* from = scores + line * kVectorsALine * kLanes;
+    auto weigh = [&](int v) __attribute__((always_inline)) {
+      if (v % 16 == 15) keep_awake();
+      if (v % 4 == 3) ahead.ask(2);
+      const __m512 y = _mm512_fmadd_ps(_mm512_load_ps(from + v * kLanes), log2e, base);
+      const __m512 weight = power_of_two(y);
+      sums[v % kSums] = _mm512_add_ps(sums[v % kSums], weight);
+      return weight;
+    };
+    uint32_t* out = weights[0] + line * kPairLines;
+    if constexpr (kColumns == 16) put_sixteen(weigh, out);
+    if constexpr (kColumns == 8) put_eight(weigh, out);
+    if constexpr (kColumns == 4) put_four(weigh, out);
   }
   const __m512 sum =
       across<kColumns>(kSums == 4   ? _mm512_add_ps(_mm512_add_ps(sums[0], sums[2 % kSums]),

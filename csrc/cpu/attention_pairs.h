@@ -129,10 +129,12 @@ class Prefetcher {
 
 // Line p of the tile: tokens 2 * p and 2 * p + 1 of elements first .. first + 63. In a block of 32
 // elements, whose quarters are 8, come the first halves of its quarters and then the second ones.
+template <void (*kMeanwhile)()>
 inline void fill_values(const Bfloat16* const* rows, int64_t count, int64_t first, int64_t head_dim,
                         PairTile& tile, Prefetcher& ahead) {
   for (int64_t p = 0; 2 * p < count; ++p) {
     ahead.ask(1);
+    if (p % 8 == 0) kMeanwhile();
     for (int64_t d = 0; d < kWidth && first + d < head_dim; d += kBlock) {
       const int64_t left = head_dim - first - d;
       const __m512i even = load_halves(rows[2 * p] + first + d, left);
@@ -180,15 +182,23 @@ struct Rows {
 
   void find(const KvLayout& layout, const KvHead& kv, int64_t begin, int64_t end, int64_t origin) {
     for (int64_t t = (begin - origin) / kLanes; t * kLanes < end - origin; ++t) is_run[t] = false;
+    const int64_t step = layout.token_stride * int64_t{sizeof(Bfloat16)};
+    const __m512i steps =
+        _mm512_mullo_epi64(_mm512_set1_epi64(step), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
     each_run(layout, kv, begin, end, [&](int64_t token, int64_t count, int64_t at, int64_t room) {
       const int64_t first = token - origin, last = first + count;
       const Bfloat16* key = static_cast<const Bfloat16*>(kv.keys) + at;
       const Bfloat16* value = static_cast<const Bfloat16*>(kv.values) + at;
-      for (int64_t t = first; t < last; ++t) {
-        keys[t] = key;
-        values[t] = value;
-        key += layout.token_stride;
-        value += layout.token_stride;
+      for (int64_t t = first; t < last;
+           t += 8, key += 8 * layout.token_stride, value += 8 * layout.token_stride) {
+        const auto is_in = static_cast<__mmask8>((1 << std::min<int64_t>(last - t, 8)) - 1);
+        auto put = [&](const Bfloat16** places, const Bfloat16* place) {
+          const auto at = static_cast<int64_t>(reinterpret_cast<intptr_t>(place));
+          _mm512_mask_storeu_epi64(places + t, is_in,
+                                   _mm512_add_epi64(_mm512_set1_epi64(at), steps));
+        };
+        put(keys, key);
+        put(values, value);
       }
       // Those behind the last one that is asked for may be read, too.
       const bool is_end = token + count == end;
