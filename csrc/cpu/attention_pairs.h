@@ -94,9 +94,10 @@ class Prefetcher {
   void ask(int64_t count) {
     for (; count > 0 && left_ > 0; --count) {
       if (run_ == 0) enter(0);
-      for (int64_t line = 0; line < layout_.head_dim; line += kLine / kElement) {
-        _mm_prefetch(keys_ + (place_ + line) * kElement, _MM_HINT_T1);
-        _mm_prefetch(values_ + (place_ + line) * kElement, _MM_HINT_T1);
+      const int64_t first = place_ * kElement, end = first + layout_.head_dim * kElement;
+      for (int64_t at = first; at < end; at += kLine) {
+        _mm_prefetch(keys_ + at, _MM_HINT_T1);
+        _mm_prefetch(values_ + at, _MM_HINT_T1);
       }
       place_ += layout_.token_stride;
       --run_;
@@ -132,16 +133,33 @@ class Prefetcher {
 template <void (*kMeanwhile)()>
 inline void fill_values(const Bfloat16* const* rows, int64_t count, int64_t first, int64_t head_dim,
                         PairTile& tile, Prefetcher& ahead) {
+  const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
+  const int64_t whole = width / kBlock * kBlock;
+  auto put = [](uint32_t* line, __m512i even, __m512i odd) {
+    _mm512_store_si512(line, _mm512_unpacklo_epi16(even, odd));
+    _mm512_store_si512(line + kLanes, _mm512_unpackhi_epi16(even, odd));
+  };
   for (int64_t p = 0; 2 * p < count; ++p) {
     ahead.ask(1);
     if (p % 8 == 0) kMeanwhile();
-    for (int64_t d = 0; d < kWidth && first + d < head_dim; d += kBlock) {
-      const int64_t left = head_dim - first - d;
-      const __m512i even = load_halves(rows[2 * p] + first + d, left);
-      const __m512i odd = 2 * p + 1 < count ? load_halves(rows[2 * p + 1] + first + d, left)
-                                            : _mm512_setzero_si512();
-      _mm512_store_si512(&tile.lines[p][d], _mm512_unpacklo_epi16(even, odd));
-      _mm512_store_si512(&tile.lines[p][d + kLanes], _mm512_unpackhi_epi16(even, odd));
+    const Bfloat16 *even = rows[2 * p] + first, *odd = rows[std::min(2 * p + 1, count - 1)] + first;
+    uint32_t* line = tile.lines[p];
+    for (int64_t d = 0; d < whole; d += kBlock) {
+      put(line + d, _mm512_loadu_si512(even + d), _mm512_loadu_si512(odd + d));
+    }
+    if (whole < width) {
+      put(line + whole, load_halves(even + whole, width - whole),
+          load_halves(odd + whole, width - whole));
+    }
+  }
+  if (count % 2 != 0) {  // the last one was its own neighbour
+    for (int64_t d = 0; d < width; d += kLanes) {
+      __m512i* place = reinterpret_cast<__m512i*>(tile.lines[count / 2] + d);
+      *place = _mm512_and_si512(*place, _mm512_set1_epi32(0xffff));
+    }
+    if (whole < width) {
+      __m512i* place = reinterpret_cast<__m512i*>(tile.lines[count / 2] + whole + kLanes);
+      *place = _mm512_and_si512(*place, _mm512_set1_epi32(0xffff));
     }
   }
 }
