@@ -8,6 +8,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <limits>
 
@@ -127,12 +128,13 @@ class TileProduct {
 
  private:
   // Columns of the last queries.
-  static int columns_of(int64_t rest) { return rest == 0 || rest > 8 ? 16 : rest > 4 ? 8 : 4; }
+  static constexpr int columns_of(int64_t rest) {
+    return rest == 0 || rest > 8 ? 16 : rest > 4 ? 8 : 4;
+  }
 
   // Tiles 0 and 1: sums of sixteen queries; 2 and 3: of the rest, as columns and as rows; 4: the
   // rest's weights, 5: the rest; 6 and 7 what is multiplied.
-  static amx::Config shapes(int64_t num_queries) {
-    const auto rest = static_cast<int>(num_queries % kLanes);
+  static constexpr amx::Config shapes_of(int rest) {
     amx::Config config;
     for (int tile = 0; tile < 8; ++tile) config.set(tile, amx::kRows, amx::kRowBytes);
     for (int tile : {2, 5}) config.set(tile, amx::kRows, columns_of(rest) * 4);
@@ -140,6 +142,15 @@ class TileProduct {
       for (int tile : {3, 4}) config.set(tile, rest, amx::kRowBytes);
     }
     return config;
+  }
+  // Made beforehand: the instruction would wait for bytes that were only just written.
+  static const amx::Config& shapes(int64_t num_queries) {
+    static constexpr auto kShapes = [] {
+      std::array<amx::Config, kLanes> all{};
+      for (int rest = 0; rest < kLanes; ++rest) all[rest] = shapes_of(rest);
+      return all;
+    }();
+    return kShapes[num_queries % kLanes];
   }
 
   // Queries' pairs with a query a column.

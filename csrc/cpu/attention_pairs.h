@@ -194,8 +194,9 @@ constexpr float kLog2E = 1.44269504f;
 
 // Where tokens begin .. end - 1 of a split are.
 struct Rows {
-  const Bfloat16* keys[kSplitTokens];
-  const Bfloat16* values[kSplitTokens];
+  static constexpr int64_t kPlaces = 8;  // written at once
+  alignas(64) const Bfloat16* keys[kSplitTokens + kPlaces];
+  alignas(64) const Bfloat16* values[kSplitTokens + kPlaces];
   bool is_run[kSplitTokens / kLanes];  // sixteen tokens' places are a token's stride apart
 
   void find(const KvLayout& layout, const KvHead& kv, int64_t begin, int64_t end, int64_t origin) {
@@ -203,20 +204,19 @@ struct Rows {
     const int64_t step = layout.token_stride * int64_t{sizeof(Bfloat16)};
     const __m512i steps =
         _mm512_mullo_epi64(_mm512_set1_epi64(step), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
+    auto put = [&](const Bfloat16** places, const Bfloat16* place) {
+      const auto at = static_cast<int64_t>(reinterpret_cast<intptr_t>(place));
+      _mm512_storeu_si512(places, _mm512_add_epi64(_mm512_set1_epi64(at), steps));
+    };
     each_run(layout, kv, begin, end, [&](int64_t token, int64_t count, int64_t at, int64_t room) {
       const int64_t first = token - origin, last = first + count;
       const Bfloat16* key = static_cast<const Bfloat16*>(kv.keys) + at;
       const Bfloat16* value = static_cast<const Bfloat16*>(kv.values) + at;
-      for (int64_t t = first; t < last;
-           t += 8, key += 8 * layout.token_stride, value += 8 * layout.token_stride) {
-        const auto is_in = static_cast<__mmask8>((1 << std::min<int64_t>(last - t, 8)) - 1);
-        auto put = [&](const Bfloat16** places, const Bfloat16* place) {
-          const auto at = static_cast<int64_t>(reinterpret_cast<intptr_t>(place));
-          _mm512_mask_storeu_epi64(places + t, is_in,
-                                   _mm512_add_epi64(_mm512_set1_epi64(at), steps));
-        };
-        put(keys, key);
-        put(values, value);
+      for (int64_t t = first; t < last; t += kPlaces) {
+        put(keys + t, key);
+        put(values + t, value);
+        key += kPlaces * layout.token_stride;
+        value += kPlaces * layout.token_stride;
       }
       // Those behind the last one that is asked for may be read, too.
       const bool is_end = token + count == end;
