@@ -35,7 +35,6 @@ inline void keep_awake() {
 #include "attention_columns.h"
 
 constexpr int kTokens = amx::kRows;  // of a product of keys
-constexpr int kGroups = kSplitTokens / kTokens;
 constexpr int kColumnGroups = kMaxTileQueries / kLanes;
 constexpr int64_t kMostChunks = 8;  // of 16 pairs of a head's elements
 constexpr int64_t kLineBytes = sizeof(PairTile{}.lines[0]);
@@ -54,40 +53,14 @@ class TileProduct {
       if (num_queries % kLanes != num_queries_ % kLanes) tiles_.configure(shapes(num_queries));
       take(queries, num_queries, layout.head_dim);
     }
-    const int64_t full = num_queries / kLanes;
-    for (int64_t group = 0; group == 0 || group < full; group += 2) {
-      const bool is_last = group + 2 >= full;
-      const bool has_rest = is_last && num_queries % kLanes != 0;
-      switch (std::min<int64_t>(full - group, 2) * 2 + (has_rest ? 1 : 0)) {
-        case 1:
-          score<0, true>(layout, rows, count, group, ahead);
-          break;
-        case 2:
-          score<1, false>(layout, rows, count, group, ahead);
-          break;
-        case 3:
-          score<1, true>(layout, rows, count, group, ahead);
-          break;
-        case 4:
-          score<2, false>(layout, rows, count, group, ahead);
-          break;
-        default:
-          score<2, true>(layout, rows, count, group, ahead);
-      }
-    }
+    each_pass([&]<int kFull, bool kRest>(int64_t group) {
+      score<kFull, kRest>(layout, rows, count, group, ahead);
+    });
     for (int64_t q = 0; q < num_queries; q += kLanes) {
       const int64_t columns = std::min<int64_t>(num_queries - q, kLanes);
-      auto* scores = scores_ + q * kSplitTokens;
-      if (columns > 8) {
-        to_weights<16>(scores, begin, count, queries + q, columns, layout.head_dim, weights_ + q,
-                       ahead);
-      } else if (columns > 4) {
-        to_weights<8>(scores, begin, count, queries + q, columns, layout.head_dim, weights_ + q,
-                      ahead);
-      } else {
-        to_weights<4>(scores, begin, count, queries + q, columns, layout.head_dim, weights_ + q,
-                      ahead);
-      }
+      const auto weigh = columns > 8 ? to_weights<16> : columns > 4 ? to_weights<8> : to_weights<4>;
+      weigh(scores_ + q * kSplitTokens, begin, count, queries + q, columns, layout.head_dim,
+            weights_ + q, ahead);
     }
     const int64_t chunks = (count + 2 * kPairLines - 1) / (2 * kPairLines);
     for (int64_t first = 0; first < layout.head_dim; first += kWidth) {
@@ -99,25 +72,9 @@ class TileProduct {
           _mm512_store_si512(&values_.lines[p][v * kLanes], _mm512_setzero_si512());
         }
       }
-      for (int64_t group = 0; group == 0 || group < full; group += 2) {
-        const bool has_rest = group + 2 >= full && num_queries % kLanes != 0;
-        switch (std::min<int64_t>(full - group, 2) * 2 + (has_rest ? 1 : 0)) {
-          case 1:
-            sum<0, true>(chunks, 2 * blocks, group, ahead);
-            break;
-          case 2:
-            sum<1, false>(chunks, 2 * blocks, group, ahead);
-            break;
-          case 3:
-            sum<1, true>(chunks, 2 * blocks, group, ahead);
-            break;
-          case 4:
-            sum<2, false>(chunks, 2 * blocks, group, ahead);
-            break;
-          default:
-            sum<2, true>(chunks, 2 * blocks, group, ahead);
-        }
-      }
+      each_pass([&]<int kFull, bool kRest>(int64_t group) {
+        sum<kFull, kRest>(chunks, 2 * blocks, group, ahead);
+      });
       const int64_t width = std::min<int64_t>(kWidth, padded(layout.head_dim) - first);
       for (int64_t q = 0; q < num_queries; ++q) {
         put_values(scores_ + q * kWidth, width, queries[q].state + first);
@@ -151,6 +108,31 @@ class TileProduct {
       return all;
     }();
     return kShapes[num_queries % kLanes];
+  }
+
+  // Sixteen queries are a group, which two may be at once, and the rest go with the last of these.
+  template <typename Work>
+  void each_pass(Work&& work) const {
+    const int64_t full = num_queries_ / kLanes;
+    for (int64_t group = 0; group == 0 || group < full; group += 2) {
+      const bool has_rest = group + 2 >= full && num_queries_ % kLanes != 0;
+      switch (std::min<int64_t>(full - group, 2) * 2 + (has_rest ? 1 : 0)) {
+        case 1:
+          work.template operator()<0, true>(group);
+          break;
+        case 2:
+          work.template operator()<1, false>(group);
+          break;
+        case 3:
+          work.template operator()<1, true>(group);
+          break;
+        case 4:
+          work.template operator()<2, false>(group);
+          break;
+        default:
+          work.template operator()<2, true>(group);
+      }
+    }
   }
 
   // Queries' pairs with a query a column.

@@ -180,7 +180,7 @@ inline void put_values(const float* sums, int64_t count, float* state) {
   }
 }
 
-// 2^y * 2.6e-6 near for y <= 1, of which weights keep 2^-9; 0 below -126.
+// 2^y within 2.6e-6 of it, of which weights keep 2^-9; 0 below -126.
 inline __m512 power_of_two(__m512 y) {
   const __mmask16 is_kept = _mm512_cmp_ps_mask(y, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
   const __m512 r = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
