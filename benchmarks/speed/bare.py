@@ -30,6 +30,7 @@ class BareDecode:
         max_steps: int,
         num_groups: int = 1,
         has_image: bool = True,
+        temperature: float = SamplingParams().temperature,
     ) -> None:
         self._engine = engine
         self._runner = engine._loop._runner
@@ -37,7 +38,7 @@ class BareDecode:
         self._slot = _take_image(engine) if has_image and engine.spec.vision else None
         self._seqs: list[int] = []
         self._batch = DecodeBatch(engine.device)
-        sampling = SamplingParams(max_tokens=max_steps, ignore_eos=True)
+        sampling = SamplingParams(temperature=temperature, max_tokens=max_steps, ignore_eos=True)
         for group in range(num_groups):
             root = pool.create(trunk_tokens)
             assert root is not None, "the engine's cache is too small for this sweep"
@@ -67,9 +68,9 @@ class BareDecode:
                 ]
             )
 
-    def step(self) -> None:
-        """One decode step of every branch."""
-        self._runner.decode(self._batch)
+    def step(self, may_run_ahead: bool = False) -> int:
+        """One decode step of every branch, or as many as the engine takes at once; their number."""
+        return self._runner.decode(self._batch, may_run_ahead).num_steps
 
     def close(self) -> None:
         self._engine.kv_cache.pool.release(self._seqs)

@@ -7,11 +7,7 @@
 
 #include <cstdint>
 
-#if defined(__clang__)
-#pragma clang attribute push(                                                    \
-    __attribute__((target("avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16"))), \
-    apply_to = function)
-#else
+#if !defined(__clang__)
 #pragma GCC target("avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16")
 #endif
 

@@ -13,6 +13,7 @@
 #include <limits>
 
 // The instruction set begins here, for all that follows.
+#define STAGEBEAM_FEATURES ",avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16"
 #include "simd_avx512.h"
 //
 #include "amx.h"
@@ -251,4 +252,7 @@ void attend_bf16_tiles(const Tile& tile) {
 }
 
 }  // namespace stagebeam::cpu
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif  // __x86_64__

@@ -165,9 +165,9 @@ void quantize_row(const float* x, int64_t count, std::byte* memory, int64_t row)
   });
 }
 
-// How far ahead of their use weights are asked for: into the second cache as far as memory is away,
-// from there into the first, whose few requests may not wait for memory.
-inline constexpr int64_t kIntegerBytesAhead = 16384, kIntegerBytesNear = 1024;
+// How far ahead of their use weights are asked for from the second cache into the first, whose few
+// requests may not wait for memory.
+inline constexpr int64_t kIntegerBytesNear = 1024;
 
 // One panel times the groups' first R rows, over all of K, to out [R, kPanelRows].
 template <typename S, WeightFormat kFormat, int R>
@@ -220,11 +220,11 @@ void multiply_integers(const std::byte* panel, const std::byte* memory, int64_t 
         }
       }
     }
-    if constexpr (S::kWidth == 16) {
+    if constexpr (S::kNumRegisters > 0) {
       STAGEBEAM_UNROLL for (int i = 0; i < kGroupLines; ++i) {
         __builtin_prefetch(line + kIntegerBytesNear + i * kLineBytes);
-        __builtin_prefetch(line + kIntegerBytesAhead + i * kLineBytes, 0, 2);
       }
+      ask_for_next_window<kGroupLines>(line);
     }
     if (in_block == kGroups - 1) block += kLayout.block_bytes();
   }

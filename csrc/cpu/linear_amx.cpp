@@ -10,6 +10,7 @@
 
 #include "linear_tables.h"
 // The instruction set begins here, for all that follows.
+#define STAGEBEAM_FEATURES ",avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16"
 #include "simd_avx512.h"
 // Its tiles.
 #include "amx.h"
@@ -25,8 +26,6 @@ namespace {
 
 using S = SimdAmxBf16;
 constexpr int kTileK = 32;
-// How far ahead of their use few rows ask for weights, in the second and in the first cache.
-constexpr int64_t kBytesAhead = 16 * amx::kTileBytes, kBytesNear = 2 * amx::kTileBytes;
 constexpr int kTileLines = amx::kTileBytes / kLineBytes;
 constexpr int kSums = 0, kX = 4, kWeights = 6;  // the first tile of each kind
 
@@ -100,9 +99,11 @@ void multiply_tiles(const std::byte* panels, int64_t panel_bytes, const LastTile
       weights[p] =
           k == tiling.whole ? last[p].bytes : panels + p * panel_bytes + k * amx::kTileBytes;
     }
+    if constexpr (R * P == 1) {
+      ask_for_next_window<kTileLines>(panels + k * amx::kTileBytes);
+    }
     for (int64_t i = 0; i < ahead.lines; ++i, ahead.at += kLineBytes) {
       _mm_prefetch(ahead.at, _MM_HINT_T1);
-      if (R * P == 1) _mm_prefetch(ahead.at - (kBytesAhead - kBytesNear), _MM_HINT_T0);
     }
     add_tiles<R, P>(x, x_stride, weights);
   }
@@ -125,9 +126,8 @@ void multiply_few(const LinearTask& task, const Tiling& tiling, int64_t first, i
     for (int64_t p = 0; p < unit; ++p) {
       if (tiling.rest > 0) last.copy(task.panel(panel + p), tiling);
       const std::byte* weights = task.panel(panel + p);
-      multiply_tiles<1, 1>(weights, task.panel_bytes, &last, tiling, task.integers,
-                           {weights + kBytesAhead, kTileLines}, task.sums + p * kPanelRows,
-                           sum_stride);
+      multiply_tiles<1, 1>(weights, task.panel_bytes, &last, tiling, task.integers, {weights, 0},
+                           task.sums + p * kPanelRows, sum_stride);
     }
     finish_panels<S>(task, 0, task.num_rows, panel, unit, sum_stride);
   }
@@ -190,4 +190,7 @@ void multiply_rounded_amx_bf16(const LinearTask& task, WeightFormat, int64_t fir
 
 }  // namespace kernels
 }  // namespace stagebeam
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif

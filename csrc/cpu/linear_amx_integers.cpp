@@ -10,6 +10,7 @@
 
 #include "linear_tables.h"
 // The instruction set begins here, for all that follows.
+#define STAGEBEAM_FEATURES ",avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16"
 #include "simd_avx512.h"
 // Its tiles.
 #include "amx.h"
@@ -32,7 +33,7 @@ constexpr int kGroupBytes = kGroupSize * kPanelRows;  // of weights as bytes
 constexpr int kSums = 0, kX = 1, kWeights = 2;        // tiles
 constexpr int kLeastRows = 9;                         // fewer take less time in registers
 // How far ahead of their use few rows ask for weights, in the second and in the first cache.
-constexpr int64_t kBytesAhead = kIntegerBytesAhead, kBytesNear = 2048;
+constexpr int64_t kBytesAhead = 16384, kBytesNear = 2048;
 
 // `rows` rows of rounded activations: a tile for each group, then for each group the rows' scales
 // and their sums times these (see IntegerGroup).
@@ -224,4 +225,7 @@ void multiply_rounded_amx_integers(const LinearTask& task, WeightFormat format, 
 
 }  // namespace kernels
 }  // namespace stagebeam
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif

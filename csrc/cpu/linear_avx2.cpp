@@ -21,4 +21,7 @@ void multiply_rounded_avx2(const LinearTask& task, WeightFormat format, int64_t 
 }
 
 }  // namespace stagebeam::kernels
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif

@@ -16,4 +16,7 @@ void multiply_avx512(const LinearTask& task, WeightFormat format, int64_t first,
 }
 
 }  // namespace stagebeam::kernels
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif

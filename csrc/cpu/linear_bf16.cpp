@@ -8,10 +8,9 @@
 
 #include "linear_tables.h"
 // The instruction set begins here, for all that follows.
+#define STAGEBEAM_FEATURES ",avx512bf16"
 #include "simd_avx512.h"
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512bf16"))), apply_to = function)
-#else
+#if !defined(__clang__)
 #pragma GCC target("avx512bf16")
 #endif
 
@@ -46,6 +45,9 @@ void multiply_pairs(const std::byte* panels, int64_t stride, const uint32_t* x, 
     __m512bh line[P];
     STAGEBEAM_UNROLL for (int p = 0; p < P; ++p) {
       line[p] = (__m512bh)S::load_words(panels + p * stride + k * kLineBytes);
+    }
+    if constexpr (R <= kMostStreamed && P == 1) {
+      if (k % kPagesAtOnce == 0) ask_for_next_window<kPagesAtOnce>(panels + k * kLineBytes);
     }
     STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
       const auto pair = (__m512bh)_mm512_set1_epi32(static_cast<int32_t>(x[r * x_stride + k]));
@@ -140,4 +142,7 @@ void multiply_rounded_bf16(const LinearTask& task, WeightFormat, int64_t first, 
 
 }  // namespace kernels
 }  // namespace stagebeam
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif

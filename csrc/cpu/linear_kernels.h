@@ -87,6 +87,21 @@ struct Scale<S, WeightFormat::kInt4> {
   }
 };
 
+// How many sums fit beside the weights and the activation: rows x panels x vectors.
+template <typename S>
+inline constexpr int kSumRegisters = S::kNumRegisters == 32   ? 24
+                                     : S::kNumRegisters == 16 ? 12
+                                                              : 2;
+template <typename S>
+inline constexpr int kMaxRows =
+    kSumRegisters<S> / kVectors<S> < 12 ? kSumRegisters<S> / kVectors<S> : 12;
+
+// Up to so many rows at a time wait for memory; more are mostly some of many, which meet a tile.
+template <typename S>
+inline constexpr int kMaxWaitingRows = S::kNumRegisters > 0 ? kMaxRows<S> * 2 / 3 : 0;
+// How far ahead panels that are read side by side are asked for, each its own page.
+inline constexpr int64_t kPanelBytesAhead = 2048;
+
 // Adds x[R, count] times P panels' weights, panels `stride` bytes apart, `count` <= kSumBlock, to
 // sums [R, sum_stride], or sets them where is_first.
 template <typename S, WeightFormat kFormat, int R, int P>
@@ -142,6 +157,16 @@ struct Micro {
         words[p][v] = S::load_words(line + p * stride + v * S::kWidth * 4);
       }
     }
+    if constexpr (R <= kMaxWaitingRows<S>) {
+      if constexpr (P == 1) {
+        constexpr uintptr_t kTurn = kPagesAtOnce * kLineBytes;
+        if (reinterpret_cast<uintptr_t>(line) % kTurn == 0) ask_for_next_window<kPagesAtOnce>(line);
+      } else {
+        STAGEBEAM_UNROLL for (int p = 0; p < P; ++p) {
+          __builtin_prefetch(line + p * stride + kPanelBytesAhead, 0, 2);
+        }
+      }
+    }
     add_words(words, x, x_stride, count, scales, sums);
   }
 
@@ -188,15 +213,6 @@ struct Micro {
     }
   }
 };
-
-// How many sums fit beside the weights and the activation: rows x panels x vectors.
-template <typename S>
-inline constexpr int kSumRegisters = S::kNumRegisters == 32   ? 24
-                                     : S::kNumRegisters == 16 ? 12
-                                                              : 2;
-template <typename S>
-inline constexpr int kMaxRows =
-    kSumRegisters<S> / kVectors<S> < 12 ? kSumRegisters<S> / kVectors<S> : 12;
 
 // With few rows several panels run side by side, to have enough sums under way.
 template <typename S>

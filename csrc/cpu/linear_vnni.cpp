@@ -7,10 +7,9 @@
 
 #include "linear_tables.h"
 // The instruction set begins here, for all that follows.
+#define STAGEBEAM_FEATURES ",avx512vnni"
 #include "simd_avx512.h"
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512vnni"))), apply_to = function)
-#else
+#if !defined(__clang__)
 #pragma GCC target("avx512vnni")
 #endif
 
@@ -74,4 +73,7 @@ void multiply_rounded_vnni(const LinearTask& task, WeightFormat format, int64_t 
 
 }  // namespace kernels
 }  // namespace stagebeam
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif

@@ -6,7 +6,8 @@
 // which rows are computed together.
 
 using Lanes = float __attribute__((vector_size(32)));
-using LanesAt = float __attribute__((vector_size(32), aligned(4), may_alias));
+typedef float LanesAt  // clang does not see `aligned` in an alias-declaration
+    __attribute__((vector_size(32), aligned(4), may_alias));
 using Ints = int32_t __attribute__((vector_size(32)));
 using Words = uint32_t __attribute__((vector_size(32)));
 

@@ -1,15 +1,21 @@
 // AVX-512 F + BW + DQ + VL behind the names that the kernels are written in (see simd_scalar.h).
 //
-// Include this last in a translation unit of its own, as simd_avx2.h.
+// Include this last in a translation unit of its own, as simd_avx2.h. What else the unit uses it
+// asks of clang in STAGEBEAM_FEATURES (",name" each), whose attributes do not add up, and of g++ by
+// one more pragma behind this include.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
+#ifndef STAGEBEAM_FEATURES
+#define STAGEBEAM_FEATURES ""
+#endif
 #if defined(__clang__)
-#pragma clang attribute push(                                                    \
-    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), \
+#pragma clang attribute push(                                                            \
+    __attribute__((                                                                      \
+        target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl" STAGEBEAM_FEATURES))), \
     apply_to = function)
 #else
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
