@@ -24,7 +24,7 @@ struct alignas(64) Config {
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
 
-  void set(int tile, int num_rows, int bytes) {
+  constexpr void set(int tile, int num_rows, int bytes) {
     rows[tile] = static_cast<uint8_t>(num_rows);
     row_bytes[tile] = static_cast<uint16_t>(bytes);
   }

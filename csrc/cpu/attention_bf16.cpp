@@ -28,6 +28,8 @@ namespace {
 
 #include "attention_pairs.h"
 
+inline void nothing() {}
+
 constexpr int kRowsAtOnce = 6;  // times kVectors sums fill the registers
 constexpr int kLinesAPair = 2;
 
@@ -76,28 +78,120 @@ constexpr auto pairs_table(std::integer_sequence<int, R...>) {
 }
 constexpr auto kPairsTable = pairs_table(std::make_integer_sequence<int, kRowsAtOnce>{});
 
-class PairProduct {
- public:
-  static constexpr bool kHasFreeTargets = true;
-
-  static void keep_awake() {}
-
-  explicit PairProduct(int64_t) {}
-  void run(const uint32_t (*pairs)[kPairs], int64_t num_rows, const PairTile& tile,
-           int64_t num_pairs, int64_t width, bool is_first, float* const* targets,
-           Prefetcher& ahead) const {
-    const uint32_t* rows[kRowsAtOnce];
-    const int64_t vectors = (width + kLanes - 1) / kLanes;
-    const int64_t pieces = (num_rows + kRowsAtOnce - 1) / kRowsAtOnce;
-    for (int64_t piece = 0, row = 0; piece < pieces; ++piece) {
-      const int64_t count = (num_rows - row) / (pieces - piece);
-      for (int64_t r = 0; r < count; ++r) rows[r] = pairs[row + r];
-      const std::byte* lines = ahead.take_lines(num_pairs * kLinesAPair);
-      if (lines == nullptr) lines = reinterpret_cast<const std::byte*>(&tile);  // near already
-      kPairsTable.run[count - 1][vectors - 1](rows, tile, num_pairs, is_first, targets + row,
-                                              lines);
-      row += count;
+// Line p of the tile: elements 2 * p and 2 * p + 1, from `first` on, of each token's key.
+inline void fill_keys(const Bfloat16* const* rows, int64_t count, int64_t first, int64_t head_dim,
+                      PairTile& tile, Prefetcher& ahead) {
+  for (int64_t token = 0; token < count; token += kLanes) {
+    for (int64_t p = 0; p < kPairs && first + 2 * p < head_dim; p += kLanes) {
+      __m512i words[16];
+      ahead.ask(4);
+      STAGEBEAM_UNROLL for (int i = 0; i < 16; ++i) {
+        const Bfloat16* row = rows[std::min(token + i, count - 1)];
+        words[i] = load_halves(row + first + 2 * p, head_dim - first - 2 * p);
+      }
+      transpose(words);
+      STAGEBEAM_UNROLL for (int i = 0; i < 16; ++i) {
+        _mm512_store_si512(&tile.lines[p + i][token], words[i]);
+      }
     }
+  }
+}
+
+// Scores of `count` tokens to pairs of weights, zeros after them; returns (largest, sum).
+inline void to_weights(const float* scores, int64_t count, uint32_t* weights, float* largest,
+                       float* sum) {
+  const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  __m512 x[kVectors];
+  STAGEBEAM_UNROLL for (int v = 0; v < kVectors; ++v) {
+    const int64_t left = std::clamp<int64_t>(count - v * kLanes, 0, kLanes);
+    const auto mask = static_cast<__mmask16>((uint32_t{1} << left) - 1);
+    x[v] = _mm512_mask_loadu_ps(lowest, mask, scores + v * kLanes);
+  }
+  const __m512 top = _mm512_max_ps(_mm512_max_ps(x[0], x[1]), _mm512_max_ps(x[2], x[3]));
+  *largest = _mm512_reduce_max_ps(top);
+  const __m512 base = _mm512_set1_ps(-kLog2E * *largest);
+  STAGEBEAM_UNROLL for (int v = 0; v < kVectors; ++v) {
+    x[v] = power_of_two(_mm512_fmadd_ps(x[v], _mm512_set1_ps(kLog2E), base));
+  }
+  *sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(x[0], x[1]), _mm512_add_ps(x[2], x[3])));
+  STAGEBEAM_UNROLL for (int v = 0; v < kVectors; v += 2) {
+    _mm512_storeu_si512(weights + v * kLanes / 2, (__m512i)_mm512_cvtne2ps_pbh(x[v + 1], x[v]));
+  }
+}
+
+// targets[q][0 .. width - 1] = pairs[q] times a tile's lines, added to what is there unless
+// is_first.
+inline void multiply(const uint32_t (*pairs)[kPairs], int64_t num_rows, const PairTile& tile,
+                     int64_t num_pairs, int64_t width, bool is_first, float* const* targets,
+                     Prefetcher& ahead) {
+  const uint32_t* rows[kRowsAtOnce];
+  const int64_t vectors = (width + kLanes - 1) / kLanes;
+  const int64_t pieces = (num_rows + kRowsAtOnce - 1) / kRowsAtOnce;
+  for (int64_t piece = 0, row = 0; piece < pieces; ++piece) {
+    const int64_t count = (num_rows - row) / (pieces - piece);
+    for (int64_t r = 0; r < count; ++r) rows[r] = pairs[row + r];
+    const std::byte* lines = ahead.take_lines(num_pairs * kLinesAPair);
+    if (lines == nullptr) lines = reinterpret_cast<const std::byte*>(&tile);  // near already
+    kPairsTable.run[count - 1][vectors - 1](rows, tile, num_pairs, is_first, targets + row, lines);
+    row += count;
+  }
+}
+
+// All queries of which attend to the same `count` rows.
+inline void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin, int64_t count,
+                        const Query* queries, int64_t num_queries, Prefetcher& ahead) {
+  PairTile tile;
+  alignas(64) float scores[kMaxTileQueries][kSplitTokens];
+  alignas(64) uint32_t pairs[kMaxTileQueries][kPairs];
+  float* targets[kMaxTileQueries];
+  const int64_t head_dim = layout.head_dim;
+  for (int64_t q = 0; q < num_queries; ++q) targets[q] = scores[q];
+  for (int64_t first = 0; first < head_dim; first += kWidth) {
+    fill_keys(rows.keys, count, first, head_dim, tile, ahead);
+    const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
+    for (int64_t q = 0; q < num_queries; ++q) {
+      const float* query = queries[q].query + first;
+      int64_t d = 0;
+      for (; d + 32 <= width; d += 32) {
+        _mm512_store_si512(&pairs[q][d / 2], to_pairs(query + d, query + d + kLanes));
+      }
+      if (d < width) {
+        alignas(64) float rest[32] = {};
+        std::copy_n(query + d, width - d, rest);
+        _mm512_store_si512(&pairs[q][d / 2], to_pairs(rest, rest + kLanes));
+      }
+    }
+    multiply(pairs, num_queries, tile, (width + 1) / 2, count, first == 0, targets, ahead);
+  }
+  for (int64_t q = 0; q < num_queries; ++q) {
+    float* tail = queries[q].state + padded(head_dim);
+    const int64_t seen = std::clamp<int64_t>(queries[q].limit - begin, 0, count);
+    if (seen > 0) {
+      to_weights(scores[q], seen, pairs[q], tail, tail + 1);
+      ahead.ask(6);
+    } else {
+      std::fill_n(pairs[q], kPairs, 0);
+      tail[0] = -std::numeric_limits<float>::infinity();
+      tail[1] = 0;
+    }
+  }
+  for (int64_t first = 0; first < head_dim; first += kWidth) {
+    fill_values<nothing>(rows.values, count, first, head_dim, tile, ahead);
+    const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
+    const int64_t whole = (width + kBlock - 1) / kBlock * kBlock;
+    multiply(pairs, num_queries, tile, (count + 1) / 2, whole, true, targets, ahead);
+    for (int64_t q = 0; q < num_queries; ++q) {
+      put_values(scores[q], std::min<int64_t>(kWidth, padded(head_dim) - first),
+                 queries[q].state + first);
+    }
+  }
+}
+
+struct PairProduct {
+  explicit PairProduct(const Tile&) {}
+  void attend(const KvLayout& layout, const Rows& rows, int64_t begin, int64_t count,
+              const Query* queries, int64_t num_queries, Prefetcher& ahead) {
+    attend_rows(layout, rows, begin, count, queries, num_queries, ahead);
   }
 };
 

@@ -1,14 +1,14 @@
-// Attention over bfloat16 caches by products of pairs, but for the products themselves; included
-// like simd8.h, by attention_bf16.cpp and attention_amx.cpp.
+// What attention over bfloat16 caches by products of pairs has in common; included like simd8.h, by
+// attention_bf16.cpp and attention_amx.cpp.
 //
-// A split's keys are transposed and its values interleaved into small tiles of pairs, once for all
-// queries; scores and weighted sums are then the same product: pairs of a query, or of its weights,
-// times a tile. What a query gets does not depend on the queries beside it where the product of one
-// row does not depend on the others.
+// Walks over a split's tokens, asks for the lines that are read next, and makes tiles of pairs of
+// neighbouring tokens' values. A Product has the arithmetic: what a query gets from it does not
+// depend on the queries beside it.
 
 constexpr int kLanes = 16;
 constexpr int kVectors = 4;                // of a tile's line
 constexpr int kWidth = kVectors * kLanes;  // tokens of a key tile, elements of a value tile
+constexpr int kBlock = 2 * kLanes;         // elements of a line
 constexpr int kPairs = kSplitTokens / 2;   // lines of a tile
 static_assert(kWidth == kSplitTokens && kMaxTileQueries <= 64);
 
@@ -52,62 +52,56 @@ inline void transpose(__m512i (&r)[16]) {
   STAGEBEAM_UNROLL for (int i = 0; i < 16; ++i) r[i] = t[i];
 }
 
-// Walks over a head's tokens, whose places are `at` elements from its first.
-class TokenWalk {
- public:
-  TokenWalk(const KvLayout& layout, const KvHead& head, int64_t first) : layout_(layout) {
-    int64_t token = first - head.first_token;
-    if (head.table != nullptr) {
-      block_ = head.table + token / layout.block_size;
-      token %= layout.block_size;
-      left_ = layout.block_size - token;
-      at = *block_ * layout.block_stride;
-    }
-    at += token * layout.token_stride;
+// Calls run(token, count, place, room) for tokens begin .. end - 1 of a head, a block at a time:
+// `count` tokens from `token` on, the first one `place` elements from the head's, and room for
+// `room` >= count of them.
+template <typename Run>
+void each_run(const KvLayout& layout, const KvHead& head, int64_t begin, int64_t end, Run&& run) {
+  int64_t token = begin - head.first_token;
+  if (head.table == nullptr) {
+    run(begin, end - begin, token * layout.token_stride, layout.block_size - token);
+    return;
   }
-  void next() {
-    at += layout_.token_stride;
-    if (--left_ > 0 || block_ == nullptr) return;
-    is_at_end_ = true;
+  const int32_t* block = head.table + token / layout.block_size;
+  token %= layout.block_size;
+  while (begin < end) {
+    const int64_t room = layout.block_size - token, count = std::min(room, end - begin);
+    run(begin, count, *block * layout.block_stride + token * layout.token_stride, room);
+    begin += count;
+    token = 0;
+    ++block;
   }
-  // Before a token's place is used: the block behind the last token may not exist.
-  void enter() {
-    if (!is_at_end_) return;
-    is_at_end_ = false;
-    left_ = layout_.block_size;
-    at = *++block_ * layout_.block_stride;
-  }
-
-  int64_t at = 0;
-
- private:
-  const KvLayout& layout_;
-  const int32_t* block_ = nullptr;
-  int64_t left_ = 0;  // tokens of the block, from this one on
-  bool is_at_end_ = false;
-};
+}
 
 // Asks for cache lines that are read later, a few at a time: of a burst most are dropped.
 class Prefetcher {
  public:
   Prefetcher(const KvLayout& layout, const TokensAhead& tokens, LinesAhead* lines)
-      : walk_(layout, tokens.begin < tokens.end ? tokens.head : KvHead{}, tokens.begin),
-        keys_(static_cast<const Bfloat16*>(tokens.head.keys)),
-        values_(static_cast<const Bfloat16*>(tokens.head.values)),
+      : layout_(layout),
+        keys_(static_cast<const std::byte*>(tokens.head.keys)),
+        values_(static_cast<const std::byte*>(tokens.head.values)),
         lines_(lines),
-        head_dim_(layout.head_dim),
-        left_(tokens.end - tokens.begin) {}
-  // The next `count` lines of keys, and of values.
+        left_(std::max<int64_t>(tokens.end - tokens.begin, 0)) {
+    if (left_ == 0) return;
+    const int64_t token = tokens.begin - tokens.head.first_token;
+    place_ = token * layout.token_stride;
+    run_ = left_;
+    if (tokens.head.table == nullptr) return;
+    block_ = tokens.head.table + token / layout.block_size;
+    enter(token % layout.block_size);
+  }
+  // The keys and values of the next `count` tokens.
   void ask(int64_t count) {
     for (; count > 0 && left_ > 0; --count) {
-      walk_.enter();
-      _mm_prefetch(keys_ + walk_.at + element_, _MM_HINT_T1);
-      _mm_prefetch(values_ + walk_.at + element_, _MM_HINT_T1);
-      element_ += kLine / int64_t{sizeof(Bfloat16)};
-      if (element_ < head_dim_) continue;
-      element_ = 0;
+      if (run_ == 0) enter(0);
+      const int64_t first = place_ * kElement, end = first + layout_.head_dim * kElement;
+      for (int64_t at = first; at < end; at += kLine) {
+        _mm_prefetch(keys_ + at, _MM_HINT_T1);
+        _mm_prefetch(values_ + at, _MM_HINT_T1);
+      }
+      place_ += layout_.token_stride;
+      --run_;
       --left_;
-      walk_.next();
     }
   }
   // `count` lines that the caller asks for; null where there are no more.
@@ -118,178 +112,129 @@ class Prefetcher {
     return next;
   }
 
-  static constexpr int64_t kLine = 64;
+  static constexpr int64_t kLine = 64, kElement = sizeof(Bfloat16);
 
  private:
-  TokenWalk walk_;
-  const Bfloat16 *keys_, *values_;
+  // The next block, from its `token` on.
+  void enter(int64_t token) {
+    place_ = *block_++ * layout_.block_stride + token * layout_.token_stride;
+    run_ = layout_.block_size - token;
+  }
+
+  const KvLayout& layout_;
+  const std::byte *keys_, *values_;
   LinesAhead* lines_;
-  int64_t head_dim_, left_, element_ = 0;
+  const int32_t* block_ = nullptr;
+  int64_t place_ = 0, run_ = 0, left_;  // run_: tokens of the block that are left
 };
 
-// Line p of the tile: elements 2 * p and 2 * p + 1, from `first` on, of each token's key.
-template <typename Product>
-void fill_keys(const Bfloat16* const* rows, int64_t count, int64_t first, int64_t head_dim,
-               PairTile& tile, Prefetcher& ahead) {
-  for (int64_t token = 0; token < count; token += kLanes) {
-    for (int64_t p = 0; p < kPairs && first + 2 * p < head_dim; p += kLanes) {
-      __m512i words[16];
-      Product::keep_awake();
-      ahead.ask(8);
-      STAGEBEAM_UNROLL for (int i = 0; i < 16; ++i) {
-        const Bfloat16* row = rows[std::min(token + i, count - 1)];
-        words[i] = load_halves(row + first + 2 * p, head_dim - first - 2 * p);
-      }
-      transpose(words);
-      STAGEBEAM_UNROLL for (int i = 0; i < 16; ++i) {
-        _mm512_store_si512(&tile.lines[p + i][token], words[i]);
-      }
+// Line p of the tile: tokens 2 * p and 2 * p + 1 of elements first .. first + 63. In a block of 32
+// elements, whose quarters are 8, come the first halves of its quarters and then the second ones.
+template <void (*kMeanwhile)()>
+inline void fill_values(const Bfloat16* const* rows, int64_t count, int64_t first, int64_t head_dim,
+                        PairTile& tile, Prefetcher& ahead) {
+  const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
+  const int64_t whole = width / kBlock * kBlock;
+  auto put = [](uint32_t* line, __m512i even, __m512i odd) {
+    _mm512_store_si512(line, _mm512_unpacklo_epi16(even, odd));
+    _mm512_store_si512(line + kLanes, _mm512_unpackhi_epi16(even, odd));
+  };
+  for (int64_t p = 0; 2 * p < count; ++p) {
+    ahead.ask(1);
+    if (p % 8 == 0) kMeanwhile();
+    const Bfloat16 *even = rows[2 * p] + first, *odd = rows[std::min(2 * p + 1, count - 1)] + first;
+    uint32_t* line = tile.lines[p];
+    for (int64_t d = 0; d < whole; d += kBlock) {
+      put(line + d, _mm512_loadu_si512(even + d), _mm512_loadu_si512(odd + d));
+    }
+    if (whole < width) {
+      put(line + whole, load_halves(even + whole, width - whole),
+          load_halves(odd + whole, width - whole));
+    }
+  }
+  if (count % 2 != 0) {  // the last one was its own neighbour
+    for (int64_t d = 0; d < width; d += kLanes) {
+      __m512i* place = reinterpret_cast<__m512i*>(tile.lines[count / 2] + d);
+      *place = _mm512_and_si512(*place, _mm512_set1_epi32(0xffff));
+    }
+    if (whole < width) {
+      __m512i* place = reinterpret_cast<__m512i*>(tile.lines[count / 2] + whole + kLanes);
+      *place = _mm512_and_si512(*place, _mm512_set1_epi32(0xffff));
     }
   }
 }
 
-// Line p of the tile: tokens 2 * p and 2 * p + 1 of elements first .. first + 63.
-template <typename Product>
-void fill_values(const Bfloat16* const* rows, int64_t count, int64_t first, int64_t head_dim,
-                 PairTile& tile, Prefetcher& ahead) {
+// Sums in the order of fill_values' elements, of which `count` are wanted.
+inline void put_values(const float* sums, int64_t count, float* state) {
   const __m512i low_order = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
   const __m512i high_order = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
-  for (int64_t p = 0; 2 * p < count; ++p) {
-    if (p % 2 == 0) ahead.ask(2);
-    if (p % 8 == 0) Product::keep_awake();
-    for (int64_t d = 0; d < kWidth && first + d < head_dim; d += 32) {
-      const int64_t left = head_dim - first - d;
-      const __m512i even = load_halves(rows[2 * p] + first + d, left);
-      const __m512i odd = 2 * p + 1 < count ? load_halves(rows[2 * p + 1] + first + d, left)
-                                            : _mm512_setzero_si512();
-      const __m512i low = _mm512_unpacklo_epi16(even, odd);   // quarter j: elements 8 * j + 0 .. 3
-      const __m512i high = _mm512_unpackhi_epi16(even, odd);  // and 8 * j + 4 .. 7
-      const __m512i first_half = _mm512_permutex2var_epi64(low, low_order, high);
-      const __m512i second_half = _mm512_permutex2var_epi64(low, high_order, high);
-      _mm512_store_si512(&tile.lines[p][d], first_half);
-      _mm512_store_si512(&tile.lines[p][d + kLanes], second_half);
-    }
+  auto put = [&](int64_t d, __m512d values) {
+    const int64_t left = std::clamp<int64_t>(count - d, 0, kLanes);
+    const auto mask = static_cast<__mmask16>((uint32_t{1} << left) - 1);
+    _mm512_mask_storeu_ps(state + d, mask, _mm512_castpd_ps(values));
+  };
+  for (int64_t d = 0; d < count; d += kBlock) {
+    const __m512d a = _mm512_loadu_pd(sums + d), b = _mm512_loadu_pd(sums + d + kLanes);
+    put(d, _mm512_permutex2var_pd(a, low_order, b));
+    put(d + kLanes, _mm512_permutex2var_pd(a, high_order, b));
   }
 }
 
-// e^x for x <= 0 within 2e-7; 0 below -87.
-inline __m512 exponential(__m512 x) {
-  const __mmask16 is_kept = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.0f), _CMP_GE_OQ);
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
-  __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-0.693145752f), x);
-  r = _mm512_fmadd_ps(n, _mm512_set1_ps(-1.42860677e-6f), r);
-  __m512 p = _mm512_set1_ps(1.0f / 720);
-  for (const float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) {
+// 2^y within 2.6e-6 of it, of which weights keep 2^-9; 0 below -126.
+inline __m512 power_of_two(__m512 y) {
+  const __mmask16 is_kept = _mm512_cmp_ps_mask(y, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+  const __m512 r = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  __m512 p = _mm512_set1_ps(0.013534168f);
+  for (const float c : {0.05201146f, 0.24144275f, 0.69300383f, 1.0000026f}) {
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
   }
-  return _mm512_maskz_scalef_ps(is_kept, p, n);
+  return _mm512_maskz_scalef_ps(is_kept, p, y);
 }
-
-// Scores of `count` tokens to pairs of weights, zeros after them; returns (largest, sum).
-inline void to_weights(const float* scores, int64_t count, uint32_t* weights, float* largest,
-                       float* sum) {
-  const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  __m512 x[kVectors];
-  STAGEBEAM_UNROLL for (int v = 0; v < kVectors; ++v) {
-    const int64_t left = std::clamp<int64_t>(count - v * kLanes, 0, kLanes);
-    const auto mask = static_cast<__mmask16>((uint32_t{1} << left) - 1);
-    x[v] = _mm512_mask_loadu_ps(lowest, mask, scores + v * kLanes);
-  }
-  const __m512 top = _mm512_max_ps(_mm512_max_ps(x[0], x[1]), _mm512_max_ps(x[2], x[3]));
-  *largest = _mm512_reduce_max_ps(top);
-  const __m512 base = _mm512_set1_ps(*largest);
-  STAGEBEAM_UNROLL for (int v = 0; v < kVectors; ++v) {
-    x[v] = exponential(_mm512_sub_ps(x[v], base));
-  }
-  *sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(x[0], x[1]), _mm512_add_ps(x[2], x[3])));
-  STAGEBEAM_UNROLL for (int v = 0; v < kVectors; v += 2) {
-    _mm512_storeu_si512(weights + v * kLanes / 2, (__m512i)_mm512_cvtne2ps_pbh(x[v + 1], x[v]));
-  }
-}
+constexpr float kLog2E = 1.44269504f;
 
 // Where tokens begin .. end - 1 of a split are.
 struct Rows {
-  const Bfloat16* keys[kSplitTokens];
-  const Bfloat16* values[kSplitTokens];
+  static constexpr int64_t kPlaces = 8;  // written at once
+  alignas(64) const Bfloat16* keys[kSplitTokens + kPlaces];
+  alignas(64) const Bfloat16* values[kSplitTokens + kPlaces];
+  bool is_run[kSplitTokens / kLanes];  // sixteen tokens' places are a token's stride apart
 
   void find(const KvLayout& layout, const KvHead& kv, int64_t begin, int64_t end, int64_t origin) {
-    const auto* key_base = static_cast<const Bfloat16*>(kv.keys);
-    const auto* value_base = static_cast<const Bfloat16*>(kv.values);
-    TokenWalk walk(layout, kv, begin);
-    for (int64_t t = begin; t < end; ++t, walk.next()) {
-      walk.enter();
-      keys[t - origin] = key_base + walk.at;
-      values[t - origin] = value_base + walk.at;
-    }
+    for (int64_t t = (begin - origin) / kLanes; t * kLanes < end - origin; ++t) is_run[t] = false;
+    const int64_t step = layout.token_stride * int64_t{sizeof(Bfloat16)};
+    const __m512i steps =
+        _mm512_mullo_epi64(_mm512_set1_epi64(step), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
+    auto put = [&](const Bfloat16** places, const Bfloat16* place) {
+      const auto at = static_cast<int64_t>(reinterpret_cast<intptr_t>(place));
+      _mm512_storeu_si512(places, _mm512_add_epi64(_mm512_set1_epi64(at), steps));
+    };
+    each_run(layout, kv, begin, end, [&](int64_t token, int64_t count, int64_t at, int64_t room) {
+      const int64_t first = token - origin, last = first + count;
+      const Bfloat16* key = static_cast<const Bfloat16*>(kv.keys) + at;
+      const Bfloat16* value = static_cast<const Bfloat16*>(kv.values) + at;
+      for (int64_t t = first; t < last; t += kPlaces) {
+        put(keys + t, key);
+        put(values + t, value);
+        key += kPlaces * layout.token_stride;
+        value += kPlaces * layout.token_stride;
+      }
+      // Those behind the last one that is asked for may be read, too.
+      const bool is_end = token + count == end;
+      for (int64_t t = (first + kLanes - 1) / kLanes * kLanes; t < last; t += kLanes) {
+        is_run[t / kLanes] = t + kLanes <= first + room && (is_end || t + kLanes <= last);
+      }
+    });
   }
 };
 
-// All queries of which attend to the same `count` rows. A Product makes targets[q][0 .. width - 1]
-// of sources[q]'s pairs times a tile's lines.
-template <typename Product>
-void attend_rows(const Product& product, const KvLayout& layout, const Rows& rows, int64_t begin,
-                 int64_t count, const Query* queries, int64_t num_queries, Prefetcher& ahead) {
-  if (count == 0) {
-    for (int64_t q = 0; q < num_queries; ++q) {
-      std::fill_n(queries[q].state, state_size(layout.head_dim), 0.0f);
-      queries[q].state[padded(layout.head_dim)] = -std::numeric_limits<float>::infinity();
-    }
-    return;
-  }
-  PairTile tile;
-  alignas(64) float scores[kMaxTileQueries][kSplitTokens];
-  alignas(64) uint32_t pairs[kMaxTileQueries][kPairs];
-  float* targets[kMaxTileQueries];
-  const int64_t head_dim = layout.head_dim;
-  for (int64_t q = 0; q < num_queries; ++q) targets[q] = scores[q];
-  for (int64_t first = 0; first < head_dim; first += kWidth) {
-    fill_keys<Product>(rows.keys, count, first, head_dim, tile, ahead);
-    const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
-    for (int64_t q = 0; q < num_queries; ++q) {
-      if (q % 8 == 0) Product::keep_awake();
-      const float* query = queries[q].query + first;
-      int64_t d = 0;
-      for (; d + 32 <= width; d += 32) {
-        _mm512_store_si512(&pairs[q][d / 2], to_pairs(query + d, query + d + kLanes));
-      }
-      if (d < width) {
-        alignas(64) float rest[32] = {};
-        std::copy_n(query + d, width - d, rest);
-        _mm512_store_si512(&pairs[q][d / 2], to_pairs(rest, rest + kLanes));
-      }
-    }
-    product.run(pairs, num_queries, tile, (width + 1) / 2, count, first == 0, targets, ahead);
-  }
-  for (int64_t q = 0; q < num_queries; ++q) {
-    float* tail = queries[q].state + padded(head_dim);
-    const int64_t seen = std::clamp<int64_t>(queries[q].limit - begin, 0, count);
-    if (q % 2 == 0) Product::keep_awake();
-    if (seen > 0) {
-      to_weights(scores[q], seen, pairs[q], tail, tail + 1);
-      ahead.ask(12);
-    } else {
-      std::fill_n(pairs[q], kPairs, 0);
-      tail[0] = -std::numeric_limits<float>::infinity();
-      tail[1] = 0;
-    }
-  }
-  for (int64_t first = 0; first < head_dim; first += kWidth) {
-    fill_values<Product>(rows.values, count, first, head_dim, tile, ahead);
-    const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
-    const bool is_direct = Product::kHasFreeTargets && width % kLanes == 0;
-    for (int64_t q = 0; q < num_queries; ++q) {
-      targets[q] = is_direct ? queries[q].state + first : scores[q];
-    }
-    product.run(pairs, num_queries, tile, (count + 1) / 2, width, true, targets, ahead);
-    for (int64_t q = 0; q < num_queries && !is_direct; ++q) {
-      std::copy_n(scores[q], std::min<int64_t>(kWidth, padded(head_dim) - first),
-                  queries[q].state + first);
-    }
-  }
+inline void clear_state(float* state, int64_t head_dim) {
+  std::fill_n(state, state_size(head_dim), 0.0f);
+  state[padded(head_dim)] = -std::numeric_limits<float>::infinity();
 }
 
+// A Product's attend makes the states of queries that all attend to the same `count` rows.
 template <typename Product>
-void attend_split(const Tile& tile, const Product& product) {
+void attend_split(const Tile& tile, Product& product) {
   Rows rows;
   Prefetcher ahead(*tile.layout, tile.ahead, tile.lines_ahead);
   const int64_t shared_end = std::min(tile.end, tile.shared_end);
@@ -297,8 +242,8 @@ void attend_split(const Tile& tile, const Product& product) {
     rows.find(*tile.layout, *tile.shared, tile.begin, shared_end, tile.begin);
   }
   if (tile.end <= tile.shared_end) {
-    attend_rows(product, *tile.layout, rows, tile.begin, tile.end - tile.begin, tile.queries,
-                tile.num_queries, ahead);
+    product.attend(*tile.layout, rows, tile.begin, tile.end - tile.begin, tile.queries,
+                   tile.num_queries, ahead);
     return;
   }
   // Runs of queries with one tail, behind the shared tokens.
@@ -310,13 +255,16 @@ void attend_split(const Tile& tile, const Product& product) {
     if (query.tail != nullptr && tail_begin < end) {
       rows.find(*tile.layout, *query.tail, tail_begin, end, tile.begin);
     }
-    attend_rows(product, *tile.layout, rows, tile.begin, std::max<int64_t>(end - tile.begin, 0),
-                &query, next - q, ahead);
+    if (tile.begin < end) {
+      product.attend(*tile.layout, rows, tile.begin, end - tile.begin, &query, next - q, ahead);
+      continue;
+    }
+    for (int64_t i = q; i < next; ++i) clear_state(tile.queries[i].state, tile.layout->head_dim);
   }
 }
 
 template <typename Product>
 void attend_tile(const Tile& tile) {
-  const Product product(tile.num_queries);
+  Product product(tile);
   each_split(tile, [&](const Tile& split) { attend_split(split, product); });
 }

@@ -99,6 +99,14 @@ constexpr int64_t state_size(int64_t head_dim) {
   return (padded(head_dim) + 2 + 15) / 16 * 16;
 }
 
+// One by one: a vector of what was written one by one waits until that has left for the cache.
+inline void move_states(const Tile& tile, int64_t distance) {
+  for (int64_t q = 0; q < tile.num_queries; ++q) {
+    tile.queries[q].state += distance;
+    asm volatile("");
+  }
+}
+
 // Calls work(split) for each split of a tile, a tile of its own; queries' states are its. `ahead`
 // is what is read after it.
 template <typename Work>
@@ -121,9 +129,9 @@ void each_split(const Tile& tile, Work&& work) {
       split.ahead = {};
     }
     work(split);
-    for (int64_t q = 0; q < tile.num_queries; ++q) tile.queries[q].state += stride;
+    move_states(tile, stride);
   }
-  for (int64_t q = 0; q < tile.num_queries; ++q) tile.queries[q].state -= num_splits * stride;
+  move_states(tile, -num_splits * stride);
 }
 
 struct Kernels {

@@ -116,5 +116,28 @@ TEST(attention_is_near_plain_cplusplus_and_the_same_bits_alone) {
   set_active_isa(before);
 }
 
+// Three queries a row: runs of 3 to 30 meet in tiles of 4, 8 and 16 columns, full and not.
+TEST(attention_gives_the_same_bits_beside_any_number_of_queries) {
+  const Isa before = active_isa();
+  constexpr int64_t kRows = 10;
+  for (const int64_t head_dim : {32, 64, 264}) {
+    for (const int64_t trunk : {48, 128, 150}) {
+      Branches branches(head_dim, 16, trunk, kRows);
+      set_active_isa(Isa::kScalar);
+      const std::vector<float> plain = branches.attend(0, kRows, 1);
+      for (const Isa isa : available_isas()) {
+        set_active_isa(isa);
+        const std::vector<float> all = branches.attend(0, kRows, 1);
+        CHECK(distance(all, plain) < 4e-3);
+        for (int64_t rows = 1; rows < kRows; ++rows) {
+          const std::vector<float> few = branches.attend(0, rows, 1);
+          CHECK(std::equal(few.begin(), few.end(), all.begin()));
+        }
+      }
+    }
+  }
+  set_active_isa(before);
+}
+
 }  // namespace
 }  // namespace stagebeam::cpu
