@@ -218,28 +218,28 @@ void AttentionPlan::run_item(const AttentionLayer& layer, int64_t index, int64_t
       }
     }
     run_tiles(layer, item, h, after, share, scratch);
-    if (item.first_split != kAll) fold_item(item, h);
   }
 }
 
 // The bundles that the item has whole. Another thread may have read them, a layer ago.
-void AttentionPlan::fold_item(const Item& item, int64_t kv_head) {
-  const int64_t group = shape_.num_heads / shape_.num_kv_heads, first = kv_head * group;
+void AttentionPlan::fold_tile(const Item& item, const Tile& tile, int64_t row, int64_t first_head) {
+  const int64_t heads = std::min(shape_.num_heads / shape_.num_kv_heads, kMaxTileQueries);
   const int64_t bundle = item.first_split / kBundleSplits, stride = state_size(shape_.head_dim);
-  const int64_t count = (item.row_end - item.row_begin) * group;
   auto place_of = [&](int64_t i) {
-    return (item.row_begin + i / group) * shape_.num_heads + first + i % group;
+    const int64_t place = (row + i / heads) * shape_.num_heads + first_head + i % heads;
+    return bundles_.data() + (place * max_bundles_ + bundle) * stride;
   };
-  for (int64_t i = 0; i < count + kFoldsAhead; ++i) {
-    if (i < count) {
-      const float* state = bundles_.data() + (place_of(i) * max_bundles_ + bundle) * stride;
+  for (int64_t i = 0; i < tile.num_queries + kFoldsAhead; ++i) {
+    if (i < tile.num_queries) {
+      const float* state = place_of(i);
       for (int64_t d = 0; d < stride; d += kLineFloats) ask_to_write(state + d);
     }
     const int64_t ready = i - kFoldsAhead;
     if (ready < 0) continue;
-    const int64_t row = item.row_begin + ready / group;
-    if (item.first_split >= splits_of(rows_[row].limit) || !has_whole_bundle(item, row)) continue;
-    fold_bundle(row, first + ready % group, bundle);
+    const int64_t splits = splits_of(tile.queries[ready].limit) - item.first_split;
+    if (splits <= 0 || !has_whole_bundle(item, row + ready / heads)) continue;
+    kernels().bundle_states(tile.queries[ready].state, std::min(kBundleSplits, splits),
+                            shape_.head_dim, place_of(ready));
   }
 }
 
@@ -258,7 +258,8 @@ void AttentionPlan::run_tiles(const AttentionLayer& layer, const Item& item, int
   const float* own_queries =
       queries_.data() + share * static_cast<int64_t>(rows_.size()) * s.num_heads * width;
   const bool is_split = item.first_split != kAll;
-  if (!is_split) scratch.states.resize(kMaxTileQueries * kBundleSplits * stride);
+  const bool is_kept = is_split && keeps_states(item);
+  if (!is_kept) scratch.states.resize(kMaxTileQueries * kBundleSplits * stride);
   Query queries[kMaxTileQueries];
   KvHead tails[kMaxTileQueries];
 
@@ -277,7 +278,7 @@ void AttentionPlan::run_tiles(const AttentionLayer& layer, const Item& item, int
         for (int64_t h = 0; h < heads; ++h, ++count) {
           const int64_t place = r * s.num_heads + kv_head * group + head + h;
           queries[count] = {own_queries + place * width, rows_[r].limit, has_tail ? &tail : nullptr,
-                            is_split
+                            is_kept
                                 ? states_.data() + (place * max_splits_ + item.first_split) * stride
                                 : scratch.states.data() + count * kBundleSplits * stride};
         }
@@ -289,6 +290,7 @@ void AttentionPlan::run_tiles(const AttentionLayer& layer, const Item& item, int
         tile.end = std::min(longest, item.end_split * kSplitTokens);
         tile.ahead = after;
         k.attend(tile);
+        fold_tile(item, tile, row, kv_head * group + head);
         continue;
       }
       fold_all(layer, tile, longest, scratch);

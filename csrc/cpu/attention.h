@@ -89,7 +89,8 @@ constexpr int64_t bundles_of(int64_t splits) {
 
 // A thread's working memory.
 struct AttentionScratch {
-  std::vector<float> states, bundle, folded, head;
+  LineFloats states;  // of a tile's queries, [kMaxTileQueries, kBundleSplits]
+  std::vector<float> bundle, folded, head;
   LinesAhead lines_ahead;
 };
 
@@ -160,6 +161,8 @@ class AttentionPlan {
   int64_t cost_of(const Item& item) const;
   // Whether the item's splits are all that the row has of their bundle.
   bool has_whole_bundle(const Item& item, int64_t row) const;
+  // Whether that is so for all of its rows that have tokens there.
+  bool keeps_states(const Item& item) const;
   void store_head(const AttentionLayer& layer, int64_t row, int64_t kv_head,
                   AttentionScratch& scratch) const;
   void load_query(const AttentionLayer& layer, int64_t row, int64_t head, float* out,
@@ -176,7 +179,7 @@ class AttentionPlan {
   void fold_all(const AttentionLayer& layer, Tile& tile, int64_t longest,
                 AttentionScratch& scratch) const;
   void fold_bundle(int64_t row, int64_t head, int64_t bundle);
-  void fold_item(const Item& item, int64_t kv_head);
+  void fold_tile(const Item& item, const Tile& tile, int64_t row, int64_t first_head);
 
   AttentionShape shape_{};
   std::vector<Source> sources_;

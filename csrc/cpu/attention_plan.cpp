@@ -37,6 +37,13 @@ bool AttentionPlan::has_whole_bundle(const Item& item, int64_t row) const {
          item.end_split >= std::min(first + kBundleSplits, splits_of(rows_[row].limit));
 }
 
+bool AttentionPlan::keeps_states(const Item& item) const {
+  for (int64_t r = item.row_begin; r < item.row_end; ++r) {
+    if (item.first_split < splits_of(rows_[r].limit) && !has_whole_bundle(item, r)) return true;
+  }
+  return false;
+}
+
 // About how long an item takes: a token's reading and unpacking, and its queries.
 int64_t AttentionPlan::cost_of(const Item& item) const {
   constexpr int64_t kToken = 45, kTokenQuery = 5, kTile = 700;
