@@ -41,6 +41,30 @@ STAGEBEAM_INLINE inline __m512i join_each(__m512i (&x)[4], Join join) {
   return join(all, _mm512_shuffle_i32x4(all, all, 0xb1));
 }
 
+// Lanes 2 i and 2 i + 1 of the result are the sums of x[i]'s lower and upper lanes.
+STAGEBEAM_INLINE inline __m512i add_halves(__m512i (&x)[8]) {
+  STAGEBEAM_UNROLL for (int i = 0; i < 4; ++i) {
+    x[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(x[i], x[i + 4]),
+                            _mm512_unpackhi_epi32(x[i], x[i + 4]));
+  }
+  STAGEBEAM_UNROLL for (int i = 0; i < 2; ++i) {
+    x[i] = _mm512_add_epi32(_mm512_unpacklo_epi32(x[i], x[i + 2]),
+                            _mm512_unpackhi_epi32(x[i], x[i + 2]));
+  }
+  const __m512i all = _mm512_add_epi32(_mm512_shuffle_i32x4(x[0], x[1], 0x88),
+                                       _mm512_shuffle_i32x4(x[0], x[1], 0xdd));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return _mm512_permutexvar_epi32(order, all);
+}
+STAGEBEAM_INLINE inline __m512i add_halves(__m512i (&x)[2]) {
+  __m512i all =
+      _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
+  all = _mm512_add_epi32(all, _mm512_shuffle_epi32(all, _MM_PERM_BADC));
+  all = _mm512_add_epi32(all, _mm512_shuffle_i32x4(all, all, 0xb1));
+  const __m512i order = _mm512_setr_epi32(0, 8, 1, 9, 0, 8, 1, 9, 0, 8, 1, 9, 0, 8, 1, 9);
+  return _mm512_permutexvar_epi32(order, all);
+}
+
 struct RoundingAvx512 {
   // Of the row, or the next behind it: half of the lines are another thread's, which wrote them.
   static constexpr int64_t kFloatsAhead = 512;
@@ -98,35 +122,47 @@ struct RoundingAvx512 {
     _mm512_store_ps(scales, _mm512_mask_blend_ps(
                                 is_finite, _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000)),
                                 _mm512_mul_ps(_mm512_div_ps(most, range), _mm512_set1_ps(factor))));
-    __m512i sums[kGroups];
-    STAGEBEAM_UNROLL for (int g = 0; g < kGroups; ++g) {
-      sums[g] = _mm512_setzero_si512();
+    // Two groups at a time become 64 bytes: less shuffling, and half as many sums.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i sums[kGroups / 2];
+    STAGEBEAM_UNROLL for (int pair = 0; pair < kGroups / 2; ++pair) {
+      sums[pair] = _mm512_setzero_si512();
+      const int g = 2 * pair;
       if (g < groups) {
-        const float* at = group_at(g);
-        const __m512 inverse = _mm512_set1_ps(inverses[g]);
-        const auto mask = static_cast<__mmask16>(0 - (is_finite >> g & 1));
-        __builtin_prefetch(at + kFloatsAhead);
-        __builtin_prefetch(at + kFloatsAhead + 16);
-        const __m512i low = round(mask, at, inverse), high = round(mask, at + 16, inverse);
-        sums[g] = _mm512_add_epi32(low, high);
-        auto* q = reinterpret_cast<__m128i*>(place(first + g));
-        _mm_storeu_si128(q, _mm512_cvtepi32_epi8(low));
-        _mm_storeu_si128(q + 1, _mm512_cvtepi32_epi8(high));
+        const bool is_lone = g + 1 == groups;
+        const float *a = group_at(g), *b = is_lone ? a : group_at(g + 1);
+        STAGEBEAM_UNROLL for (int i = 0; i < 4; ++i) __builtin_prefetch(a + kFloatsAhead + i * 16);
+        const __m512 x = _mm512_set1_ps(inverses[g]), y = _mm512_set1_ps(inverses[g + 1]);
+        const __m512i q = _mm512_permutexvar_epi32(
+            order, _mm512_packs_epi16(_mm512_packs_epi32(round(a, x), round(a + 16, x)),
+                                      _mm512_packs_epi32(round(b, y), round(b + 16, y))));
+        sums[pair] = _mm512_dpbusd_epi32(sums[pair], _mm512_set1_epi8(1), q);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(place(first + g)),
+                            _mm512_castsi512_si256(q));
+        if (!is_lone) {
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(place(first + g + 1)),
+                              _mm512_extracti64x4_epi64(q, 1));
+        }
       }
     }
-    _mm512_store_si512(
-        totals, join_each(sums, [](__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }));
+    _mm512_store_si512(totals, add_halves(sums));
+    if (is_finite != 0xffff) {
+      for (int g = 0; g < groups; ++g) {
+        if (is_finite >> g & 1) continue;
+        std::memset(place(first + g), 0, kGroupSize);
+        totals[g] = 0;
+      }
+    }
     for (int g = 0; g < groups; ++g) note(first + g, scales[g], totals[g]);
   }
 
   STAGEBEAM_INLINE static inline __m512i magnitude(const float* x) {
     return _mm512_and_si512(_mm512_loadu_si512(x), _mm512_set1_epi32(0x7fffffff));
   }
-  STAGEBEAM_INLINE static inline __m512i round(__mmask16 mask, const float* x, __m512 inverse) {
+  STAGEBEAM_INLINE static inline __m512i round(const float* x, __m512 inverse) {
     const __m512 shifted =
         _mm512_fmadd_ps(_mm512_loadu_ps(x), inverse, _mm512_set1_ps(kRoundingShift));
-    return _mm512_maskz_sub_epi32(mask, _mm512_castps_si512(shifted),
-                                  _mm512_set1_epi32(kRoundingBits));
+    return _mm512_sub_epi32(_mm512_castps_si512(shifted), _mm512_set1_epi32(kRoundingBits));
   }
 };
 
