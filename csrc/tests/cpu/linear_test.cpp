@@ -44,8 +44,8 @@ bool same_bits(const float* a, const float* b, size_t count) {
 struct Shape {
   int64_t n, k;
 };
-constexpr Shape kShapes[] = {{1, 1},   {16, 32},  {17, 33},   {31, 63}, {48, 64},
-                             {70, 95}, {33, 257}, {130, 576}, {5, 520}, {80, 1}};
+constexpr Shape kShapes[] = {{1, 1},    {16, 32},   {17, 33}, {31, 63}, {48, 64}, {70, 95},
+                             {33, 257}, {130, 576}, {5, 520}, {80, 1},  {9, 128}, {7, 150}};
 
 // What a product makes of its activations: for integer products q * largest / 127 in each group,
 // for bf16's the nearest of its numbers.
