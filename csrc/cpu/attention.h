@@ -21,6 +21,7 @@ struct AttentionShape {
   int64_t num_kv_heads;
   int64_t head_dim;
   float sm_scale;
+  bool operator==(const AttentionShape&) const = default;
 };
 
 // A layer's cache: [num_blocks, block_size, num_kv_heads, head_dim], or image slots
@@ -96,7 +97,8 @@ struct AttentionScratch {
 
 class AttentionPlan {
  public:
-  // The arrays that a plan is made from must outlive it.
+  // The arrays that a plan is made from must outlive it. A plan that still holds, as it does for
+  // most steps of a decode, is kept.
   void plan_branches(const BranchRows& rows, const AttentionShape& shape, int num_threads);
   void plan_prefill(const PrefillRows& rows, const AttentionShape& shape);
   void plan_cross(const CrossRows& rows, const AttentionShape& shape, int num_threads);
@@ -132,7 +134,7 @@ class AttentionPlan {
   void fold_unit(const AttentionLayer& layer, int64_t unit, AttentionScratch& scratch);
 
   // Cache bytes that one layer's items read from memory, for measurements.
-  int64_t kv_bytes(const AttentionShape& shape, CacheFormat format) const;
+  int64_t kv_bytes(CacheFormat format) const;
 
  private:
   struct Source {  // tokens that rows share: a trunk, a prompt or an image
@@ -150,11 +152,18 @@ class AttentionPlan {
     int32_t source, row_begin, row_end, kv_begin, kv_end, first_split, end_split;
   };
   static constexpr int32_t kAll = -1;
+  enum class Kind { kNone, kBranches, kCross };  // what a plan may be kept for
   enum Use : uint8_t { kQueries = 1, kStores = 2 };
 
   void reset(int64_t num_rows, const AttentionShape& shape, bool is_split);
+  void keep_for(Kind kind, int num_threads, int64_t num_groups, const int32_t* group_offsets);
+  bool was_made_for(Kind kind, const AttentionShape& shape, int num_threads, int64_t num_rows,
+                    int64_t num_groups, const int32_t* group_offsets) const;
+  bool holds_for(const BranchRows& given, const AttentionShape& shape, int num_threads) const;
+  bool holds_for(const CrossRows& given, const AttentionShape& shape, int num_threads) const;
   void add_split_items(int32_t source, int32_t begin, int32_t end, int32_t kv_head, int64_t first,
                        int64_t last);
+  void add_image_items(const CrossRows& given, int num_threads);
   void share_items(int num_shares);
   void find_uses(int num_shares);
   void find_folders(int num_shares);
@@ -181,7 +190,10 @@ class AttentionPlan {
   void fold_bundle(int64_t row, int64_t head, int64_t bundle);
   void fold_tile(const Item& item, const Tile& tile, int64_t row, int64_t first_head);
 
+  Kind kind_ = Kind::kNone;
+  int num_threads_ = 0;
   AttentionShape shape_{};
+  std::vector<int32_t> group_offsets_;
   std::vector<Source> sources_;
   std::vector<Row> rows_;
   std::vector<Item> items_;

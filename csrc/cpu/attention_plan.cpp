@@ -7,10 +7,22 @@ namespace stagebeam::cpu {
 namespace {
 
 constexpr int64_t kPrefillRows = 16;  // rows of a prefill item: they share a read of their keys
+constexpr int64_t kFewItems = 4;      // a thread
+constexpr int64_t kGrowth = 16;       // tokens that rows gain before costs are looked at again
+static_assert(kSplitTokens % kGrowth == 0);
+
+int64_t trunk_of(const BranchRows& rows, int64_t group) {
+  return rows.trunk_width > 0 ? rows.trunk_lens[group] : 0;
+}
+
+int64_t limit_of(const CrossRows& rows, int64_t group, int64_t row) {
+  return rows.group_slots[group] < 0 ? 0 : rows.kv_lens[row];
+}
 
 }  // namespace
 
 void AttentionPlan::reset(int64_t num_rows, const AttentionShape& shape, bool is_split) {
+  kind_ = Kind::kNone;
   shape_ = shape;
   sources_.clear();
   items_.clear();
@@ -18,6 +30,63 @@ void AttentionPlan::reset(int64_t num_rows, const AttentionShape& shape, bool is
   is_split_ = is_split;
   max_splits_ = 0;
   if (!is_split) queries_.resize(num_rows * shape.num_heads * padded(shape.head_dim));
+}
+
+void AttentionPlan::keep_for(Kind kind, int num_threads, int64_t num_groups,
+                             const int32_t* group_offsets) {
+  num_threads_ = num_threads;
+  group_offsets_.assign(group_offsets, group_offsets + (num_groups > 0 ? num_groups + 1 : 0));
+  kind_ = kind;
+}
+
+bool AttentionPlan::was_made_for(Kind kind, const AttentionShape& shape, int num_threads,
+                                 int64_t num_rows, int64_t num_groups,
+                                 const int32_t* group_offsets) const {
+  return kind_ == kind && shape_ == shape && num_threads_ == num_threads &&
+         static_cast<int64_t>(rows_.size()) == num_rows &&
+         static_cast<int64_t>(sources_.size()) == num_groups &&
+         std::equal(group_offsets_.begin(), group_offsets_.end(), group_offsets);
+}
+
+// Whether items, their shares and all that follows from them are still right for rows whose tails
+// have grown a little.
+bool AttentionPlan::holds_for(const BranchRows& given, const AttentionShape& shape,
+                              int num_threads) const {
+  if (!was_made_for(Kind::kBranches, shape, num_threads, given.num_rows, given.num_groups,
+                    given.group_offsets)) {
+    return false;
+  }
+  for (int64_t g = 0; g < given.num_groups; ++g) {
+    const int64_t trunk = trunk_of(given, g);
+    if (sources_[g].table != given.trunk_tables + g * given.trunk_width ||
+        sources_[g].length != trunk) {
+      return false;
+    }
+    for (int64_t r = given.group_offsets[g]; r < given.group_offsets[g + 1]; ++r) {
+      const int64_t limit = trunk + given.tail_lens[r];
+      if (rows_[r].tail_table != given.tail_tables + r * given.tail_width ||
+          (rows_[r].limit + kGrowth - 1) / kGrowth != (limit + kGrowth - 1) / kGrowth) {
+        return false;
+      }
+    }
+  }
+  return true;
+}
+
+bool AttentionPlan::holds_for(const CrossRows& given, const AttentionShape& shape,
+                              int num_threads) const {
+  const int64_t num_rows = given.num_groups > 0 ? given.group_offsets[given.num_groups] : 0;
+  if (!was_made_for(Kind::kCross, shape, num_threads, num_rows, given.num_groups,
+                    given.group_offsets)) {
+    return false;
+  }
+  for (int64_t g = 0; g < given.num_groups; ++g) {
+    if (sources_[g].first_slot != given.group_slots[g]) return false;
+    for (int64_t r = given.group_offsets[g]; r < given.group_offsets[g + 1]; ++r) {
+      if (rows_[r].limit != limit_of(given, g, r)) return false;
+    }
+  }
+  return true;
 }
 
 // Splits first .. last - 1 of a KV head, a bundle an item.
@@ -149,9 +218,17 @@ void AttentionPlan::find_uses(int num_shares) {
 
 void AttentionPlan::plan_branches(const BranchRows& given, const AttentionShape& shape,
                                   int num_threads) {
+  if (holds_for(given, shape, num_threads)) {
+    for (int64_t g = 0; g < given.num_groups; ++g) {
+      for (int64_t r = given.group_offsets[g]; r < given.group_offsets[g + 1]; ++r) {
+        rows_[r].limit = sources_[g].length + given.tail_lens[r];
+      }
+    }
+    return;
+  }
   reset(given.num_rows, shape, true);
   for (int64_t g = 0; g < given.num_groups; ++g) {
-    const int64_t trunk = given.trunk_width > 0 ? given.trunk_lens[g] : 0;
+    const int64_t trunk = trunk_of(given, g);
     sources_.push_back({given.trunk_tables + g * given.trunk_width, 0, trunk});
     const auto source = static_cast<int32_t>(g);
     const int32_t begin = given.group_offsets[g], end = given.group_offsets[g + 1];
@@ -173,6 +250,7 @@ void AttentionPlan::plan_branches(const BranchRows& given, const AttentionShape&
     }
   }
   share_items(num_threads);
+  keep_for(Kind::kBranches, num_threads, given.num_groups, given.group_offsets);
 }
 
 void AttentionPlan::plan_prefill(const PrefillRows& given, const AttentionShape& shape) {
@@ -195,8 +273,40 @@ void AttentionPlan::plan_prefill(const PrefillRows& given, const AttentionShape&
   });
 }
 
+// Neighbouring groups that look at one image are one item, since its keys are then read once. Where
+// such items are few and do not go round, each thread has some of their rows.
+void AttentionPlan::add_image_items(const CrossRows& given, int num_threads) {
+  std::vector<int32_t> starts;  // first groups
+  int64_t num_items = 0;
+  for (int32_t g = 0; g < given.num_groups; ++g) {
+    const bool is_new = starts.empty() || given.group_slots[g] < 0 ||
+                        given.group_slots[g] != given.group_slots[starts.back()];
+    if (is_new) starts.push_back(g);
+    Source& source = sources_[starts.back()];
+    source.length = std::max(source.length, sources_[g].length);
+  }
+  starts.push_back(static_cast<int32_t>(given.num_groups));
+  const int64_t num_images = static_cast<int64_t>(starts.size()) - 1;
+  for (int64_t i = 0; i < num_images; ++i) {
+    num_items += shape_.num_kv_heads * bundles_of(splits_of(sources_[starts[i]].length));
+  }
+  const bool is_uneven = num_items < kFewItems * num_threads && num_items % num_threads != 0;
+  for (int64_t i = 0; i < num_images; ++i) {
+    const int32_t begin = given.group_offsets[starts[i]];
+    const int32_t count = given.group_offsets[starts[i + 1]] - begin;
+    const int32_t parts = std::min(count, is_uneven ? num_threads : 1);
+    for (int32_t part = 0; part < parts; ++part) {
+      for (int32_t h = 0; h < shape_.num_kv_heads; ++h) {
+        add_split_items(starts[i], begin + count * part / parts, begin + count * (part + 1) / parts,
+                        h, 0, splits_of(sources_[starts[i]].length));
+      }
+    }
+  }
+}
+
 void AttentionPlan::plan_cross(const CrossRows& given, const AttentionShape& shape,
                                int num_threads) {
+  if (holds_for(given, shape, num_threads)) return;
   const int64_t num_rows = given.num_groups > 0 ? given.group_offsets[given.num_groups] : 0;
   reset(num_rows, shape, num_rows <= kMaxTileQueries);
   for (int64_t g = 0; g < given.num_groups; ++g) {
@@ -204,17 +314,12 @@ void AttentionPlan::plan_cross(const CrossRows& given, const AttentionShape& sha
     const int32_t begin = given.group_offsets[g], end = given.group_offsets[g + 1];
     int64_t longest = 0;
     for (int64_t r = begin; r < end; ++r) {
-      rows_[r] = {given.group_slots[g] < 0 ? 0 : given.kv_lens[r], nullptr};
+      rows_[r] = {limit_of(given, g, r), nullptr};
       longest = std::max(longest, rows_[r].limit);
     }
     sources_.push_back({nullptr, given.group_slots[g], longest});
     max_splits_ = std::max(max_splits_, splits_of(longest));
-    if (is_split_) {
-      for (int32_t h = 0; h < shape.num_kv_heads && begin < end; ++h) {
-        add_split_items(source, begin, end, h, 0, splits_of(longest));
-      }
-      continue;
-    }
+    if (is_split_) continue;
     for (int32_t r = begin; r < end; r += kPrefillRows) {
       const auto last = std::min<int32_t>(end, r + kPrefillRows);
       for (int32_t h = 0; h < shape.num_kv_heads; ++h) {
@@ -222,7 +327,11 @@ void AttentionPlan::plan_cross(const CrossRows& given, const AttentionShape& sha
       }
     }
   }
-  if (is_split_) share_items(num_threads);
+  if (is_split_) {
+    add_image_items(given, num_threads);
+    share_items(num_threads);
+  }
+  keep_for(Kind::kCross, num_threads, given.num_groups, given.group_offsets);
 }
 
 bool AttentionPlan::has_row_of(int64_t item, const uint8_t* is_marked) const {
@@ -231,7 +340,7 @@ bool AttentionPlan::has_row_of(int64_t item, const uint8_t* is_marked) const {
                      [](uint8_t mark) { return mark != 0; });
 }
 
-int64_t AttentionPlan::kv_bytes(const AttentionShape& shape, CacheFormat format) const {
+int64_t AttentionPlan::kv_bytes(CacheFormat format) const {
   int64_t tokens = 0;  // times KV heads
   for (const Item& item : items_) {
     const int64_t heads = item.kv_end - item.kv_begin;
@@ -250,7 +359,7 @@ int64_t AttentionPlan::kv_bytes(const AttentionShape& shape, CacheFormat format)
     }
   }
   const int64_t scale = format == CacheFormat::kInt8 ? sizeof(float) : 0;
-  return 2 * tokens * (shape.head_dim * element_bytes(format) + scale);
+  return 2 * tokens * (shape_.head_dim * element_bytes(format) + scale);
 }
 
 }  // namespace stagebeam::cpu

@@ -162,7 +162,6 @@ void StepProgram::prepare(const Pass& pass) {
     grow(summaries_, pass.num_rows * num_logit_chunks(shape_.vocab_size));
   }
   for (size_t i = 0; i < ops_.size(); ++i) next_item_[i].store(0, std::memory_order_relaxed);
-  last_kv_bytes_ = num_self_ * self_plan_.kv_bytes(shape, self_caches_.front().format);
 }
 
 void StepProgram::mark_outputs(const Pass& pass) {

@@ -96,7 +96,11 @@ class StepProgram {
   // Bytes of weights that a decode step reads, without and with an image.
   int64_t decode_bytes(bool has_image) const;
   // Cache bytes that the last pass's attention read.
-  int64_t last_kv_bytes() const { return last_kv_bytes_; }
+  int64_t last_kv_bytes() const {
+    return num_self_ > 0 && !self_caches_.empty()
+               ? num_self_ * self_plan_.kv_bytes(self_caches_.front().format)
+               : 0;
+  }
   const ThreadPool& pool() const { return *pool_; }
 
  private:
@@ -165,7 +169,6 @@ class StepProgram {
   AttentionPlan self_plan_, cross_plan_;
   std::unique_ptr<std::atomic<int64_t>[]> next_item_;
   std::vector<Worker> workers_;
-  int64_t last_kv_bytes_ = 0;
 };
 
 }  // namespace stagebeam::cpu
