@@ -118,9 +118,11 @@ void AttentionPlan::write_out(const AttentionLayer& layer, int64_t row, int64_t 
   const int64_t head_dim = layer.shape.head_dim;
   float* out = layer.out + row * layer.out_stride + head * head_dim;
   const float total = state[padded(head_dim) + 1];
-  const float scale = total == 0 ? 0 : 1 / total;
-  if (head_dim == padded(head_dim)) return kernels().scale_padded(state, scale, head_dim, out);
-  for (int64_t d = 0; d < head_dim; ++d) out[d] = state[d] * scale;
+  if (total == 0) {
+    std::fill_n(out, head_dim, 0.0f);
+  } else {
+    for (int64_t d = 0; d < head_dim; ++d) out[d] = state[d] / total;
+  }
 }
 
 // The state of a bundle from those of its splits.
