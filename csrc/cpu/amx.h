@@ -1,12 +1,14 @@
 // AMX's tiles: eight registers of up to 16 rows of 64 bytes, and the products of two of them.
 //
-// Include this after simd_avx512.h, in a translation unit of its own. A kernel makes a `Tiles` and
-// owns the registers until that ends: no configuration outlives a kernel, so no kernel meets one
-// that it did not make. Tile numbers are parts of instructions, hence template arguments.
+// Include this in place of simd_avx512.h, in a translation unit of its own. A kernel makes a
+// `Tiles` and owns the registers until that ends: no configuration outlives a kernel, so no kernel
+// meets one that it did not make. Tile numbers are parts of instructions, hence template arguments.
 #pragma once
 
 #include <cstdint>
 
+#define STAGEBEAM_FEATURES ",avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16"
+#include "simd_avx512.h"
 #if !defined(__clang__)
 #pragma GCC target("avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16")
 #endif

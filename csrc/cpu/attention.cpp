@@ -1,7 +1,6 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "prefetch.h"
 
@@ -28,11 +27,6 @@ KvLayout layout_of(const AttentionLayer& layer) {
           token,
           layer.cache.block_size * s.num_kv_heads,
           s.num_kv_heads};
-}
-
-void clear_state(float* state, int64_t head_dim) {
-  std::fill_n(state, state_size(head_dim), 0.0f);
-  state[padded(head_dim)] = -std::numeric_limits<float>::infinity();
 }
 
 }  // namespace

@@ -13,9 +13,6 @@
 #include <limits>
 
 // The instruction set begins here, for all that follows.
-#define STAGEBEAM_FEATURES ",avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16"
-#include "simd_avx512.h"
-//
 #include "amx.h"
 
 #define STAGEBEAM_UNROLL _Pragma("GCC unroll 16")

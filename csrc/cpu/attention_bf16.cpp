@@ -151,14 +151,8 @@ inline void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin,
     const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
     for (int64_t q = 0; q < num_queries; ++q) {
       const float* query = queries[q].query + first;
-      int64_t d = 0;
-      for (; d + 32 <= width; d += 32) {
-        _mm512_store_si512(&pairs[q][d / 2], to_pairs(query + d, query + d + kLanes));
-      }
-      if (d < width) {
-        alignas(64) float rest[32] = {};
-        std::copy_n(query + d, width - d, rest);
-        _mm512_store_si512(&pairs[q][d / 2], to_pairs(rest, rest + kLanes));
+      for (int64_t d = 0; d < width; d += kBlock) {
+        _mm512_store_si512(&pairs[q][d / 2], to_pairs(query + d, width - d));
       }
     }
     multiply(pairs, num_queries, tile, (width + 1) / 2, count, first == 0, targets, ahead);

@@ -6,25 +6,13 @@
 // elements are there.
 inline void pack_columns(const Query* queries, int64_t count, int columns, int64_t first,
                          int64_t left, uint32_t* packed) {
-  auto pairs_of = [&](int64_t q) {
-    const float* query = queries[q].query + first;
-    if (left >= kBlock) return to_pairs(query, query + kLanes);
-    alignas(64) float rest[kBlock] = {};
-    std::copy_n(query, left, rest);
-    return to_pairs(rest, rest + kLanes);
-  };
   __m512i words[16];
   STAGEBEAM_UNROLL for (int q = 0; q < 16; ++q) {
-    words[q] = q < count ? pairs_of(q) : _mm512_setzero_si512();
+    words[q] = q < count ? to_pairs(queries[q].query + first, left) : _mm512_setzero_si512();
   }
   if (columns == 4) {
-    const __m512i a = _mm512_unpacklo_epi32(words[0], words[1]);
-    const __m512i b = _mm512_unpackhi_epi32(words[0], words[1]);
-    const __m512i c = _mm512_unpacklo_epi32(words[2], words[3]);
-    const __m512i d = _mm512_unpackhi_epi32(words[2], words[3]);
-    // Quarter j of r[i] is pair 4 * j + i.
-    const __m512i r[4] = {_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c),
-                          _mm512_unpacklo_epi64(b, d), _mm512_unpackhi_epi64(b, d)};
+    __m512i r[4] = {words[0], words[1], words[2], words[3]};
+    transpose_quarters(r);
     const __m512i low[2] = {_mm512_shuffle_i32x4(r[0], r[1], 0x44),
                             _mm512_shuffle_i32x4(r[2], r[3], 0x44)};
     const __m512i high[2] = {_mm512_shuffle_i32x4(r[0], r[1], 0xee),
@@ -87,20 +75,11 @@ inline void put_eight(Weigh&& weigh, uint32_t* out) {
   const __m512i order = _mm512_load_si512(kOrder8.at);
   __m512 x[16];
   STAGEBEAM_UNROLL for (int v = 0; v < 16; ++v) x[v] = weigh(v);
-  __m512i z[8], t[8];
+  __m512i z[8];
   STAGEBEAM_UNROLL for (int v = 0; v < 8; ++v) {  // pairs v and v + 8
     z[v] = _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(x[v + 8], x[v]));
   }
-  STAGEBEAM_UNROLL for (int i = 0; i < 8; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(z[i], z[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(z[i], z[i + 1]);
-  }
-  STAGEBEAM_UNROLL for (int i = 0; i < 8; i += 4) {
-    z[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    z[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    z[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    z[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
+  transpose_quarters(z);
   const __m512i low = _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0);
   const __m512i high = _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2);
   STAGEBEAM_UNROLL for (int c = 0; c < 4; ++c) {
@@ -120,13 +99,10 @@ inline void put_four(Weigh&& weigh, uint32_t* out) {
   STAGEBEAM_UNROLL for (int m = 0; m < 4; ++m) {  // pair 4 * m + j in quarter j
     y[m] = _mm512_shuffle_epi8((__m512i)_mm512_cvtne2ps_pbh(x[2 * m + 1], x[2 * m]), mix);
   }
-  const __m512i a = _mm512_unpacklo_epi32(y[0], y[1]), b = _mm512_unpackhi_epi32(y[0], y[1]);
-  const __m512i c = _mm512_unpacklo_epi32(y[2], y[3]), d = _mm512_unpackhi_epi32(y[2], y[3]);
+  transpose_quarters(y);
   const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
-  const __m512i rows[4] = {_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c),
-                           _mm512_unpacklo_epi64(b, d), _mm512_unpackhi_epi64(b, d)};
   STAGEBEAM_UNROLL for (int q = 0; q < 4; ++q) {
-    _mm512_store_si512(out + q * kPairs, _mm512_permutexvar_epi32(order, rows[q]));
+    _mm512_store_si512(out + q * kPairs, _mm512_permutexvar_epi32(order, y[q]));
   }
 }
 

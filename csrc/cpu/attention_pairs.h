@@ -21,24 +21,37 @@ inline __m512i load_halves(const Bfloat16* p, int64_t count) {
   if (count >= 32) return _mm512_loadu_si512(p);
   return _mm512_maskz_loadu_epi16((__mmask32{1} << count) - 1, p);
 }
-inline __m512i to_pairs(const float* low, const float* high) {
-  return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low));
+// The first `count` of a block's elements, and zeros behind them.
+inline __m512i to_pairs(const float* p, int64_t count) {
+  auto whole = [](const float* at) __attribute__((always_inline)) {
+    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(at + kLanes), _mm512_loadu_ps(at));
+  };
+  if (count >= kBlock) return whole(p);
+  alignas(64) float rest[kBlock] = {};
+  std::copy_n(p, count, rest);
+  return whole(rest);
 }
 
-// A 16 x 16 matrix of 32-bit words, in place.
-inline void transpose(__m512i (&r)[16]) {
-  __m512i t[16];
-  STAGEBEAM_UNROLL for (int i = 0; i < 16; i += 2) {
+// Quarter j of r[4 * i + c] becomes words c + 4 * j of rows 4 * i .. 4 * i + 3.
+template <int kRows>
+inline __attribute__((always_inline)) void transpose_quarters(__m512i (&r)[kRows]) {
+  __m512i t[kRows];
+  STAGEBEAM_UNROLL for (int i = 0; i < kRows; i += 2) {
     t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
     t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
   }
-  STAGEBEAM_UNROLL for (int i = 0; i < 16; i += 4) {
+  STAGEBEAM_UNROLL for (int i = 0; i < kRows; i += 4) {
     r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
     r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
     r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
     r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
   }
-  // Quarter j of r[4 * i + c] now holds words c + 4 * j of rows 4 * i .. 4 * i + 3.
+}
+
+// A 16 x 16 matrix of 32-bit words, in place.
+inline void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+  transpose_quarters(r);
   STAGEBEAM_UNROLL for (int c = 0; c < 4; ++c) {
     const __m512i a = _mm512_shuffle_i32x4(r[c], r[4 + c], 0x88);
     const __m512i b = _mm512_shuffle_i32x4(r[8 + c], r[12 + c], 0x88);
@@ -226,11 +239,6 @@ struct Rows {
     });
   }
 };
-
-inline void clear_state(float* state, int64_t head_dim) {
-  std::fill_n(state, state_size(head_dim), 0.0f);
-  state[padded(head_dim)] = -std::numeric_limits<float>::infinity();
-}
 
 // A Product's attend makes the states of queries that all attend to the same `count` rows.
 template <typename Product>

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "numbers.h"
 
@@ -97,6 +98,12 @@ constexpr int64_t padded(int64_t head_dim) {
 // In whole cache lines.
 constexpr int64_t state_size(int64_t head_dim) {
   return (padded(head_dim) + 2 + 15) / 16 * 16;
+}
+
+// The state of no tokens.
+inline void clear_state(float* state, int64_t head_dim) {
+  std::fill_n(state, state_size(head_dim), 0.0f);
+  state[padded(head_dim)] = -std::numeric_limits<float>::infinity();
 }
 
 // One by one: a vector of what was written one by one waits until that has left for the cache.

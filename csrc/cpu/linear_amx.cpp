@@ -10,9 +10,6 @@
 
 #include "linear_tables.h"
 // The instruction set begins here, for all that follows.
-#define STAGEBEAM_FEATURES ",avx512vnni,avx512bf16,amx-tile,amx-int8,amx-bf16"
-#include "simd_avx512.h"
-// Its tiles.
 #include "amx.h"
 #include "linear_kernels.h"
 

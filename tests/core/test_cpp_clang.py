@@ -36,9 +36,10 @@ def compiler() -> list[str]:
 def test_each_instruction_set_compiles_with_clang(
     target: str, parts: list[str], tmp_path: Path
 ) -> None:
-    command = [*compiler(), f"--target={target}", *FLAGS, "-c"]
-    if not compiler():
+    clang = compiler()
+    if not clang:
         pytest.skip("no clang++, and no package ziglang")
+    command = [*clang, f"--target={target}", *FLAGS, "-c"]
     (tmp_path / "empty.cpp").write_text("#include <vector>\n")
     if compile_one(command, tmp_path / "empty.cpp", tmp_path):
         pytest.skip(f"clang has no C++ library for {target}")

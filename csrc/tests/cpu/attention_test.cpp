@@ -13,6 +13,19 @@ namespace {
 
 constexpr int64_t kKvHeads = 2, kHeads = 6;
 
+// Each thread's share of a plan in turn.
+void run_shares(AttentionPlan& plan, const AttentionLayer& layer, int threads) {
+  AttentionScratch scratch;
+  for (int share = 0; share < threads; ++share) {
+    plan.prepare_share(layer, share, scratch);
+    const int64_t end = plan.first_item(share + 1);
+    for (int64_t i = plan.first_item(share); i < end; ++i) {
+      plan.run_item(layer, i, end, share, scratch);
+    }
+  }
+  for (int64_t unit = 0; unit < plan.num_units(); ++unit) plan.fold_unit(layer, unit, scratch);
+}
+
 // A trunk that all rows share and a tail a row, in blocks of bfloat16 that nothing lies behind.
 class Branches {
  public:
@@ -66,15 +79,7 @@ class Branches {
     layer.q = queries_.data() + first * width;
     layer.q_stride = layer.out_stride = width;
     layer.out = out.data();
-    AttentionScratch scratch;
-    for (int share = 0; share < threads; ++share) {
-      plan.prepare_share(layer, share, scratch);
-      const int64_t end = plan.first_item(share + 1);
-      for (int64_t i = plan.first_item(share); i < end; ++i) {
-        plan.run_item(layer, i, end, share, scratch);
-      }
-    }
-    for (int64_t unit = 0; unit < plan.num_units(); ++unit) plan.fold_unit(layer, unit, scratch);
+    run_shares(plan, layer, threads);
     return out;
   }
 
@@ -162,15 +167,7 @@ TEST(attention_to_one_image_has_the_same_bits_in_groups_and_alone) {
     layer.out = out.data();
     plan.plan_cross({count, offsets.data(), slots.data() + first, lens.data() + first}, layer.shape,
                     threads);
-    AttentionScratch scratch;
-    for (int share = 0; share < threads; ++share) {
-      plan.prepare_share(layer, share, scratch);
-      const int64_t end = plan.first_item(share + 1);
-      for (int64_t i = plan.first_item(share); i < end; ++i) {
-        plan.run_item(layer, i, end, share, scratch);
-      }
-    }
-    for (int64_t unit = 0; unit < plan.num_units(); ++unit) plan.fold_unit(layer, unit, scratch);
+    run_shares(plan, layer, threads);
     return out;
   };
   AttentionPlan kept;
