@@ -44,9 +44,7 @@ void run_all(AttentionPlan& plan, const AttentionLayer& layer) {
   } else {
     for (int64_t i = 0; i < plan.num_units(); ++i) plan.prepare_unit(layer, i, scratch);
   }
-  for (int64_t i = 0; i < plan.num_items(); ++i) {
-    plan.run_item(layer, i, plan.num_items(), 0, scratch);
-  }
+  plan.run_items(layer, 0, plan.num_items(), 0, nullptr, scratch);
   if (!plan.is_split()) return;
   for (int64_t i = 0; i < plan.num_units(); ++i) plan.fold_unit(layer, i, scratch);
 }

@@ -1,6 +1,7 @@
 #include "attention.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "prefetch.h"
 
@@ -200,21 +201,149 @@ void AttentionPlan::prefetch_share(const AttentionLayer& layer, int share) const
   }
 }
 
-void AttentionPlan::run_item(const AttentionLayer& layer, int64_t index, int64_t end, int share,
-                             AttentionScratch& scratch) {
-  const Item& item = items_[index];
-  for (int64_t h = item.kv_begin; h < item.kv_end; ++h) {
-    TokensAhead after{};
-    if (item.first_split != kAll) {
-      if (h + 1 < item.kv_end) {
-        after = tokens_of(layer, item, item.first_split, h + 1);
-      } else if (index + 1 < end) {
-        const Item& next = items_[index + 1];
-        after = tokens_of(layer, next, next.first_split, next.kv_begin);
-      }
-    }
-    run_tiles(layer, item, h, after, share, scratch);
+// The tiles of a run of items: of each KV head of an item some rows' queries, as many as fit.
+class AttentionPlan::ItemTiles : public TileSource {
+ public:
+  ItemTiles(AttentionPlan& plan, const AttentionLayer& layer, int64_t begin, int64_t end, int share,
+            const uint8_t* is_marked, AttentionScratch& scratch)
+      : TileSource(layout_of(layer), &scratch.lines_ahead),
+        plan_(plan),
+        layer_(layer),
+        end_(end),
+        is_marked_(is_marked),
+        scratch_(scratch) {
+    const int64_t width = padded(layer.shape.head_dim);
+    const auto rows = static_cast<int64_t>(plan.rows_.size());
+    queries_ = plan.queries_.data() + share * rows * layer.shape.num_heads * width;
+    turn_to(begin);
   }
+
+  const Tile* next() override {
+    if (item_ == end_) return nullptr;
+    const AttentionShape& s = layer_.shape;
+    const int64_t group = s.num_heads / s.num_kv_heads;
+    const int64_t rows_a_tile = std::max<int64_t>(1, kMaxTileQueries / group);
+    const Item& item = plan_.items_[item_];
+    int i = 0;
+    while (slots_[i].is_used) ++i;
+    Slot& slot = slots_[i];
+    slot.is_used = true;
+    slot.item = &item;
+    slot.row = row_;
+    slot.row_end = std::min<int64_t>(item.row_end, row_ + rows_a_tile);
+    slot.first_head = kv_head_ * group + head_;
+    slot.num_heads = std::min(group - head_, kMaxTileQueries);
+    head_ += kMaxTileQueries;  // more heads than a tile holds
+    if (head_ >= group) {
+      head_ = 0;
+      row_ = slot.row_end;
+    }
+    const int64_t kv_head = kv_head_;
+    if (row_ == item.row_end && ++kv_head_ == item.kv_end) {
+      turn_to(item_ + 1);
+    } else if (row_ == item.row_end) {
+      row_ = item.row_begin;
+    }
+    fill(slot, kv_head, scratch_.states[i]);
+    return &slot.tile;
+  }
+
+  void done(const Tile& tile) override {
+    int i = 0;
+    while (&slots_[i].tile != &tile) ++i;
+    Slot& slot = slots_[i];
+    slot.is_used = false;
+    if (plan_.is_split_) {
+      plan_.fold_tile(*slot.item, tile, slot.row, slot.first_head);
+    } else {
+      plan_.fold_all(layer_, tile, slot.row, slot.first_head, scratch_);
+    }
+  }
+
+ private:
+  struct Slot {
+    bool is_used = false;
+    const Item* item;
+    int64_t row, row_end, first_head, num_heads;
+    Tile tile;
+    KvHead shared;
+    Query queries[kMaxTileQueries];
+    KvHead tails[kMaxTileQueries];
+  };
+
+  void turn_to(int64_t item) {
+    while (item < end_ && is_marked_ != nullptr && !plan_.has_row_of(item, is_marked_)) ++item;
+    item_ = item;
+    if (item == end_) return;
+    kv_head_ = plan_.items_[item].kv_begin;
+    row_ = plan_.items_[item].row_begin;
+    head_ = 0;
+  }
+
+  void fill(Slot& slot, int64_t kv_head, LineFloats& states) {
+    const AttentionShape& s = layer_.shape;
+    const Item& item = *slot.item;
+    const Source& source = plan_.sources_[item.source];
+    const int64_t width = padded(s.head_dim), stride = state_size(s.head_dim);
+    const bool is_kept = plan_.is_split_ && plan_.keeps_states(item);
+    slot.shared = plan_.head_of(layer_, source.table, 0, std::max<int64_t>(source.first_slot, 0),
+                                kv_head);
+    const int64_t num_queries = (slot.row_end - slot.row) * slot.num_heads;
+    const int64_t size = num_queries * kBundleSplits * stride;
+    if (!is_kept && static_cast<int64_t>(states.size()) < size) states.resize(size);
+    int64_t count = 0, longest = 0;
+    for (int64_t r = slot.row; r < slot.row_end; ++r) {
+      const Row& row = plan_.rows_[r];
+      KvHead& tail = slot.tails[r - slot.row];
+      tail = slot.shared;
+      tail.table = row.tail_table;
+      tail.first_token = source.length;
+      for (int64_t h = 0; h < slot.num_heads; ++h, ++count) {
+        const int64_t place = r * s.num_heads + slot.first_head + h;
+        slot.queries[count] = {
+            queries_ + place * width, row.limit, row.tail_table != nullptr ? &tail : nullptr,
+            is_kept ? plan_.states_.data() + (place * plan_.max_splits_ + item.first_split) * stride
+                    : states.data() + count * kBundleSplits * stride};
+      }
+      longest = std::max(longest, row.limit);
+    }
+    slot.tile = {&layout_, &slot.shared, 0, longest, source.length, slot.queries, count, {},
+                 lines_ahead_};
+    if (!plan_.is_split_) return;
+    slot.tile.begin = item.first_split * kSplitTokens;
+    slot.tile.end = std::min(longest, item.end_split * kSplitTokens);
+    if (item_ < end_) {
+      const Item& after = plan_.items_[item_];
+      slot.tile.ahead = plan_.tokens_of(layer_, after, after.first_split, kv_head_);
+    }
+  }
+
+  AttentionPlan& plan_;
+  const AttentionLayer& layer_;
+  int64_t item_, end_;
+  int64_t kv_head_, row_, head_;  // of the next tile
+  const uint8_t* is_marked_;
+  AttentionScratch& scratch_;
+  const float* queries_;
+  Slot slots_[kMostTiles];
+};
+
+// A tile of a source of its own.
+class OneTile : public TileSource {
+ public:
+  explicit OneTile(const Tile& tile) : TileSource(*tile.layout, tile.lines_ahead), tile_(&tile) {}
+  const Tile* next() override { return std::exchange(tile_, nullptr); }
+  void done(const Tile&) override {}
+
+ private:
+  const Tile* tile_;
+};
+
+void AttentionPlan::run_items(const AttentionLayer& layer, int64_t begin, int64_t end, int share,
+                              const uint8_t* is_marked, AttentionScratch& scratch) {
+  ItemTiles tiles(*this, layer, begin, end, share, is_marked, scratch);
+  if (is_split_) return kernels().attend(tiles);
+  each_tile(tiles, [](const Tile&) {});
 }
 
 // The bundles that the item has whole. Another thread may have read them, a layer ago.
@@ -239,86 +368,31 @@ void AttentionPlan::fold_tile(const Item& item, const Tile& tile, int64_t row, i
   }
 }
 
-// One KV head of an item: its splits, each to a state, or all of its rows' tokens. `after` is what
-// the thread reads next.
-void AttentionPlan::run_tiles(const AttentionLayer& layer, const Item& item, int64_t kv_head,
-                              const TokensAhead& after, int share, AttentionScratch& scratch) {
-  const AttentionShape& s = layer.shape;
-  const Kernels& k = kernels();
-  const KvLayout layout = layout_of(layer);
-  const Source& source = sources_[item.source];
-  const int64_t group = s.num_heads / s.num_kv_heads, width = padded(s.head_dim);
-  const int64_t stride = state_size(s.head_dim);
-  const int64_t first_slot = std::max<int64_t>(source.first_slot, 0);
-  const KvHead shared = head_of(layer, source.table, 0, first_slot, kv_head);
-  const float* own_queries =
-      queries_.data() + share * static_cast<int64_t>(rows_.size()) * s.num_heads * width;
-  const bool is_split = item.first_split != kAll;
-  const bool is_kept = is_split && keeps_states(item);
-  if (!is_kept) scratch.states.resize(kMaxTileQueries * kBundleSplits * stride);
-  Query queries[kMaxTileQueries];
-  KvHead tails[kMaxTileQueries];
-
-  const int64_t rows_a_tile = std::max<int64_t>(1, kMaxTileQueries / group);
-  for (int64_t row = item.row_begin; row < item.row_end; row += rows_a_tile) {
-    const int64_t end = std::min<int64_t>(item.row_end, row + rows_a_tile);
-    for (int64_t head = 0; head < group; head += kMaxTileQueries) {  // more heads than a tile holds
-      const int64_t heads = std::min(group - head, kMaxTileQueries);
-      int64_t count = 0, longest = 0;
-      for (int64_t r = row; r < end; ++r) {
-        const bool has_tail = rows_[r].tail_table != nullptr;
-        KvHead& tail = tails[r - row];
-        tail = shared;
-        tail.table = rows_[r].tail_table;
-        tail.first_token = source.length;
-        for (int64_t h = 0; h < heads; ++h, ++count) {
-          const int64_t place = r * s.num_heads + kv_head * group + head + h;
-          queries[count] = {own_queries + place * width, rows_[r].limit, has_tail ? &tail : nullptr,
-                            is_kept
-                                ? states_.data() + (place * max_splits_ + item.first_split) * stride
-                                : scratch.states.data() + count * kBundleSplits * stride};
-        }
-        longest = std::max(longest, rows_[r].limit);
-      }
-      Tile tile{&layout, &shared, 0, 0, source.length, queries, count, {}, &scratch.lines_ahead};
-      if (is_split) {
-        tile.begin = item.first_split * kSplitTokens;
-        tile.end = std::min(longest, item.end_split * kSplitTokens);
-        tile.ahead = after;
-        k.attend(tile);
-        fold_tile(item, tile, row, kv_head * group + head);
-        continue;
-      }
-      fold_all(layer, tile, longest, scratch);
-      count = 0;
-      for (int64_t r = row; r < end; ++r) {
-        for (int64_t h = 0; h < heads; ++h, ++count) {
-          write_out(layer, r, kv_head * group + head + h, scratch.folded.data() + count * stride);
-        }
-      }
-    }
-  }
-}
-
-// All splits of a tile's queries, folded as the states of decode items are, to scratch.folded.
-void AttentionPlan::fold_all(const AttentionLayer& layer, Tile& tile, int64_t longest,
-                             AttentionScratch& scratch) const {
+// All splits of a tile's queries, folded as the states of decode items are, to their outputs.
+void AttentionPlan::fold_all(const AttentionLayer& layer, const Tile& whole, int64_t row,
+                             int64_t first_head, AttentionScratch& scratch) const {
   const Kernels& k = kernels();
   const int64_t head_dim = layer.shape.head_dim, stride = state_size(head_dim);
+  const int64_t heads = std::min(shape_.num_heads / shape_.num_kv_heads, kMaxTileQueries);
   scratch.bundle.resize(stride);
   scratch.folded.resize(kMaxTileQueries * stride);
   float *bundle = scratch.bundle.data(), *folded = scratch.folded.data();
-  for (int64_t q = 0; q < tile.num_queries; ++q) clear_state(folded + q * stride, head_dim);
-  const int64_t num_splits = splits_of(longest);
+  for (int64_t q = 0; q < whole.num_queries; ++q) clear_state(folded + q * stride, head_dim);
+  const int64_t num_splits = splits_of(whole.end);
+  Tile tile = whole;
   for (int64_t first = 0; first < num_splits; first += kBundleSplits) {
     const int64_t count = std::min(kBundleSplits, num_splits - first);
     tile.begin = first * kSplitTokens;
-    tile.end = std::min(tile.begin + count * kSplitTokens, longest);
-    k.attend(tile);
+    tile.end = std::min(tile.begin + count * kSplitTokens, whole.end);
+    OneTile one(tile);
+    k.attend(one);
     for (int64_t q = 0; q < tile.num_queries; ++q) {
       k.bundle_states(tile.queries[q].state, count, head_dim, bundle);
       k.fold_states(bundle, 1, head_dim, folded + q * stride);
     }
+  }
+  for (int64_t q = 0; q < whole.num_queries; ++q) {
+    write_out(layer, row + q / heads, first_head + q % heads, folded + q * stride);
   }
 }
 

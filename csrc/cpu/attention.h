@@ -90,7 +90,7 @@ constexpr int64_t bundles_of(int64_t splits) {
 
 // A thread's working memory.
 struct AttentionScratch {
-  LineFloats states;  // of a tile's queries, [kMaxTileQueries, kBundleSplits]
+  LineFloats states[TileSource::kMostTiles];  // of a tile's queries, [num_queries, kBundleSplits]
   std::vector<float> bundle, folded, head;
   LinesAhead lines_ahead;
 };
@@ -118,13 +118,11 @@ class AttentionPlan {
 
   // Asks for the first cache lines of a share, so that they are near when it runs.
   void prefetch_share(const AttentionLayer& layer, int share) const;
-  // Whether one of the item's rows is marked, [num_rows].
-  bool has_row_of(int64_t item, const uint8_t* is_marked) const;
-
-  // Runs one item; every item runs once a layer, in any order, on any thread. Those behind it, up
-  // to `end`, are the thread's next. `share` is its share, 0 unless is_split.
-  void run_item(const AttentionLayer& layer, int64_t item, int64_t end, int share,
-                AttentionScratch& scratch);
+  // Runs items begin .. end - 1; every item runs once a layer, in any order, on any thread. `share`
+  // is their share, 0 unless is_split. Items without a marked row, [num_rows], are left out; null
+  // marks all.
+  void run_items(const AttentionLayer& layer, int64_t begin, int64_t end, int share,
+                 const uint8_t* is_marked, AttentionScratch& scratch);
   // Which share had better fold a unit, where is_split: the unit's states are near.
   int folder(int64_t unit) const { return folder_[unit]; }
   // Whether a unit, or any, has items of several shares.
@@ -151,6 +149,7 @@ class AttentionPlan {
   struct Item {
     int32_t source, row_begin, row_end, kv_begin, kv_end, first_split, end_split;
   };
+  class ItemTiles;
   static constexpr int32_t kAll = -1;
   enum class Kind { kNone, kBranches, kCross };  // what a plan may be kept for
   enum Use : uint8_t { kQueries = 1, kStores = 2 };
@@ -183,9 +182,8 @@ class AttentionPlan {
                         int64_t kv_head) const;
   void load_queries(const AttentionLayer& layer, int64_t unit, int share,
                     AttentionScratch& scratch);
-  void run_tiles(const AttentionLayer& layer, const Item& item, int64_t kv_head,
-                 const TokensAhead& after, int share, AttentionScratch& scratch);
-  void fold_all(const AttentionLayer& layer, Tile& tile, int64_t longest,
+  bool has_row_of(int64_t item, const uint8_t* is_marked) const;
+  void fold_all(const AttentionLayer& layer, const Tile& whole, int64_t row, int64_t first_head,
                 AttentionScratch& scratch) const;
   void fold_bundle(int64_t row, int64_t head, int64_t bundle);
   void fold_tile(const Item& item, const Tile& tile, int64_t row, int64_t first_head);

@@ -28,8 +28,6 @@ namespace {
 
 #include "attention_pairs.h"
 
-inline void nothing() {}
-
 constexpr int kRowsAtOnce = 6;  // times kVectors sums fill the registers
 constexpr int kLinesAPair = 2;
 
@@ -170,7 +168,7 @@ inline void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin,
     }
   }
   for (int64_t first = 0; first < head_dim; first += kWidth) {
-    fill_values<nothing>(rows.values, count, first, head_dim, tile, ahead);
+    fill_values(rows.values, count, first, head_dim, tile, ahead, [] {});
     const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
     const int64_t whole = (width + kBlock - 1) / kBlock * kBlock;
     multiply(pairs, num_queries, tile, (count + 1) / 2, whole, true, targets, ahead);
@@ -181,18 +179,39 @@ inline void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin,
   }
 }
 
-struct PairProduct {
-  explicit PairProduct(const Tile&) {}
-  void attend(const KvLayout& layout, const Rows& rows, int64_t begin, int64_t count,
-              const Query* queries, int64_t num_queries, Prefetcher& ahead) {
-    attend_rows(layout, rows, begin, count, queries, num_queries, ahead);
+void attend_split(const Tile& tile) {
+  Rows rows;
+  Prefetcher ahead(*tile.layout, tile.ahead, tile.lines_ahead);
+  const int64_t shared_end = std::min(tile.end, tile.shared_end);
+  if (tile.begin < shared_end) {
+    rows.find(*tile.layout, *tile.shared, tile.begin, shared_end, tile.begin);
   }
-};
+  if (tile.end <= tile.shared_end) {
+    attend_rows(*tile.layout, rows, tile.begin, tile.end - tile.begin, tile.queries,
+                   tile.num_queries, ahead);
+    return;
+  }
+  // Runs of queries with one tail, behind the shared tokens.
+  const int64_t tail_begin = std::max(tile.begin, tile.shared_end);
+  for (int64_t q = 0, next = 0; q < tile.num_queries; q = next) {
+    const Query& query = tile.queries[q];
+    while (next < tile.num_queries && tile.queries[next].tail == query.tail) ++next;
+    const int64_t end = std::min(tile.end, query.limit);
+    if (query.tail != nullptr && tail_begin < end) {
+      rows.find(*tile.layout, *query.tail, tail_begin, end, tile.begin);
+    }
+    if (tile.begin < end) {
+      attend_rows(*tile.layout, rows, tile.begin, end - tile.begin, &query, next - q, ahead);
+      continue;
+    }
+    for (int64_t i = q; i < next; ++i) clear_state(tile.queries[i].state, tile.layout->head_dim);
+  }
+}
 
 }  // namespace
 
-void attend_bf16_pairs(const Tile& tile) {
-  attend_tile<PairProduct>(tile);
+void attend_bf16_pairs(TileSource& tiles) {
+  each_tile(tiles, [](const Tile& tile) { each_split(tile, attend_split); });
 }
 
 }  // namespace stagebeam::cpu

@@ -107,11 +107,12 @@ inline void put_four(Weigh&& weigh, uint32_t* out) {
 }
 
 // Scores of `count` tokens from `begin` on to pairs of weights, zeros behind them up to a
-// multiple of 32; the states get the largest score and the sum.
-template <int kColumns>
+// multiple of 32; the states get the largest score and the sum, at `state_tail`. meanwhile() is
+// called every 32 tokens.
+template <int kColumns, typename Ahead, typename Meanwhile>
 inline void to_weights(float* scores, int64_t begin, int64_t count, const Query* queries,
-                       int64_t num_queries, int64_t head_dim, uint32_t (*weights)[kPairs],
-                       Prefetcher& ahead) {
+                       int64_t num_queries, int64_t state_tail, uint32_t (*weights)[kPairs],
+                       Ahead& ahead, Meanwhile&& meanwhile) {
   constexpr int kTokensAVector = kLanes / kColumns, kVectorsALine = kBlock / kTokensAVector;
   const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
   const int64_t num_lines = (count + kBlock - 1) / kBlock;
@@ -155,17 +156,17 @@ inline void to_weights(float* scores, int64_t begin, int64_t count, const Query*
   for (int64_t line = 0; line < num_lines; ++line) {
     const float* from = scores + line * kVectorsALine * kLanes;
     auto weigh = [&](int v) __attribute__((always_inline)) {
-      if (v % 16 == 15) keep_awake();
-      if (v % 4 == 3) ahead.ask(2);
+      if (kTokensAVector > 1 || v % 2 != 0) ahead.ask(std::max(1, kTokensAVector / 2));
       const __m512 y = _mm512_fmadd_ps(_mm512_load_ps(from + v * kLanes), log2e, base);
       const __m512 weight = power_of_two(y);
       sums[v % kSums] = _mm512_add_ps(sums[v % kSums], weight);
       return weight;
     };
-    uint32_t* out = weights[0] + line * kPairLines;
+    uint32_t* out = weights[0] + line * kBlock / 2;
     if constexpr (kColumns == 16) put_sixteen(weigh, out);
     if constexpr (kColumns == 8) put_eight(weigh, out);
     if constexpr (kColumns == 4) put_four(weigh, out);
+    meanwhile();
   }
   const __m512 sum =
       across<kColumns>(kSums == 4   ? _mm512_add_ps(_mm512_add_ps(sums[0], sums[2 % kSums]),
@@ -177,7 +178,7 @@ inline void to_weights(float* scores, int64_t begin, int64_t count, const Query*
   _mm512_store_ps(tails[0], largest);
   _mm512_store_ps(tails[1], sum);
   for (int64_t q = 0; q < num_queries; ++q) {
-    float* tail = queries[q].state + padded(head_dim);
+    float* tail = queries[q].state + state_tail;
     tail[0] = tails[0][q];
     tail[1] = tails[1][q];
   }

@@ -238,20 +238,20 @@ void attend_split(const Tile& tile) {
 }
 
 template <typename Element>
-void attend_format(const Tile& tile) {
-  each_split(tile, [](const Tile& split) { attend_split<Element>(split); });
+void attend_format(TileSource& tiles) {
+  each_tile(tiles, [](const Tile& tile) { each_split(tile, attend_split<Element>); });
 }
 
-void attend(const Tile& tile) {
-  switch (tile.layout->format) {
+void attend(TileSource& tiles) {
+  switch (tiles.layout().format) {
     case CacheFormat::kFloat32:
-      return attend_format<float>(tile);
+      return attend_format<float>(tiles);
     case CacheFormat::kBfloat16:
-      return attend_format<Bfloat16>(tile);
+      return attend_format<Bfloat16>(tiles);
     case CacheFormat::kInt8:
-      return attend_format<int8_t>(tile);
+      return attend_format<int8_t>(tiles);
     case CacheFormat::kFloat16:
-      return attend_format<Float16>(tile);
+      return attend_format<Float16>(tiles);
   }
 }
 

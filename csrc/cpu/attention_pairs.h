@@ -143,9 +143,11 @@ class Prefetcher {
 
 // Line p of the tile: tokens 2 * p and 2 * p + 1 of elements first .. first + 63. In a block of 32
 // elements, whose quarters are 8, come the first halves of its quarters and then the second ones.
-template <void (*kMeanwhile)()>
+// meanwhile() is called every kFillPairs lines.
+constexpr int kFillPairs = 8;
+template <typename Ahead, typename Meanwhile>
 inline void fill_values(const Bfloat16* const* rows, int64_t count, int64_t first, int64_t head_dim,
-                        PairTile& tile, Prefetcher& ahead) {
+                        PairTile& tile, Ahead& ahead, Meanwhile&& meanwhile) {
   const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
   const int64_t whole = width / kBlock * kBlock;
   auto put = [](uint32_t* line, __m512i even, __m512i odd) {
@@ -154,7 +156,7 @@ inline void fill_values(const Bfloat16* const* rows, int64_t count, int64_t firs
   };
   for (int64_t p = 0; 2 * p < count; ++p) {
     ahead.ask(1);
-    if (p % 8 == 0) kMeanwhile();
+    if (p % kFillPairs == 0) meanwhile();
     const Bfloat16 *even = rows[2 * p] + first, *odd = rows[std::min(2 * p + 1, count - 1)] + first;
     uint32_t* line = tile.lines[p];
     for (int64_t d = 0; d < whole; d += kBlock) {
@@ -239,40 +241,3 @@ struct Rows {
     });
   }
 };
-
-// A Product's attend makes the states of queries that all attend to the same `count` rows.
-template <typename Product>
-void attend_split(const Tile& tile, Product& product) {
-  Rows rows;
-  Prefetcher ahead(*tile.layout, tile.ahead, tile.lines_ahead);
-  const int64_t shared_end = std::min(tile.end, tile.shared_end);
-  if (tile.begin < shared_end) {
-    rows.find(*tile.layout, *tile.shared, tile.begin, shared_end, tile.begin);
-  }
-  if (tile.end <= tile.shared_end) {
-    product.attend(*tile.layout, rows, tile.begin, tile.end - tile.begin, tile.queries,
-                   tile.num_queries, ahead);
-    return;
-  }
-  // Runs of queries with one tail, behind the shared tokens.
-  const int64_t tail_begin = std::max(tile.begin, tile.shared_end);
-  for (int64_t q = 0, next = 0; q < tile.num_queries; q = next) {
-    const Query& query = tile.queries[q];
-    while (next < tile.num_queries && tile.queries[next].tail == query.tail) ++next;
-    const int64_t end = std::min(tile.end, query.limit);
-    if (query.tail != nullptr && tail_begin < end) {
-      rows.find(*tile.layout, *query.tail, tail_begin, end, tile.begin);
-    }
-    if (tile.begin < end) {
-      product.attend(*tile.layout, rows, tile.begin, end - tile.begin, &query, next - q, ahead);
-      continue;
-    }
-    for (int64_t i = q; i < next; ++i) clear_state(tile.queries[i].state, tile.layout->head_dim);
-  }
-}
-
-template <typename Product>
-void attend_tile(const Tile& tile) {
-  Product product(tile);
-  each_split(tile, [&](const Tile& split) { attend_split(split, product); });
-}

@@ -18,13 +18,13 @@ int64_t element_bytes(CacheFormat format) {
 #if defined(__x86_64__)
 namespace {
 
-template <void (*kAttendBf16)(const Tile&)>
-void attend_any(const Tile& tile) {
-  const bool is_bf16 = tile.layout->format == CacheFormat::kBfloat16;
-  return is_bf16 ? kAttendBf16(tile) : kAvx512Kernels.attend(tile);
+template <void (*kAttendBf16)(TileSource&)>
+void attend_any(TileSource& tiles) {
+  const bool is_bf16 = tiles.layout().format == CacheFormat::kBfloat16;
+  return is_bf16 ? kAttendBf16(tiles) : kAvx512Kernels.attend(tiles);
 }
 
-template <void (*kAttendBf16)(const Tile&)>
+template <void (*kAttendBf16)(TileSource&)>
 Kernels avx512_with() {
   Kernels table = kAvx512Kernels;
   table.attend = attend_any<kAttendBf16>;

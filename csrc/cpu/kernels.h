@@ -91,6 +91,27 @@ struct Tile {
   LinesAhead* lines_ahead;  // null for none
 };
 
+// A run of tiles, for kernels that work on several at once.
+class TileSource {
+ public:
+  TileSource(const KvLayout& layout, LinesAhead* lines_ahead)
+      : layout_(layout), lines_ahead_(lines_ahead) {}
+  virtual ~TileSource() = default;
+  // The next one, which stays until it is done; null where there are no more.
+  virtual const Tile* next() = 0;
+  // All of a tile's states have been made. At most kMostTiles are not done at once.
+  virtual void done(const Tile& tile) = 0;
+  // Of all tiles.
+  const KvLayout& layout() const { return layout_; }
+  LinesAhead* lines_ahead() const { return lines_ahead_; }
+
+  static constexpr int kMostTiles = 6;
+
+ protected:
+  KvLayout layout_;
+  LinesAhead* lines_ahead_;
+};
+
 // A state without a single key is zeros, -inf, 0.
 constexpr int64_t padded(int64_t head_dim) {
   return (head_dim + 7) / 8 * 8;
@@ -111,6 +132,15 @@ inline void move_states(const Tile& tile, int64_t distance) {
   for (int64_t q = 0; q < tile.num_queries; ++q) {
     tile.queries[q].state += distance;
     asm volatile("");
+  }
+}
+
+// Calls attend(tile) for each tile, one after the other.
+template <typename Attend>
+void each_tile(TileSource& tiles, Attend&& attend) {
+  while (const Tile* tile = tiles.next()) {
+    attend(*tile);
+    tiles.done(*tile);
   }
 }
 
@@ -155,7 +185,7 @@ struct Kernels {
   void (*rotate)(float* head, const float* cos_sin, int64_t head_dim);
   // out[d] = x[d] * scale for d < cols, zeros up to padded(cols)
   void (*scale_padded)(const float* x, float scale, int64_t cols, float* out);
-  void (*attend)(const Tile& tile);
+  void (*attend)(TileSource& tiles);
   // The state of at most kBundleSplits states that lie side by side.
   void (*bundle_states)(const float* states, int64_t num_states, int64_t head_dim, float* into);
   // Folds num_states states that lie side by side into the state `into`, one after the other.
@@ -178,9 +208,9 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 // `attend` over bfloat16 caches with AVX-512's bf16 products: queries and softmax weights are
 // rounded to bfloat16 too.
-void attend_bf16_pairs(const Tile& tile);
+void attend_bf16_pairs(TileSource& tiles);
 // The same with AMX's tiles.
-void attend_bf16_tiles(const Tile& tile);
+void attend_bf16_tiles(TileSource& tiles);
 #endif
 
 }  // namespace stagebeam::cpu

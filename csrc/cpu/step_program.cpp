@@ -309,10 +309,7 @@ void StepProgram::attend(AttentionPlan& plan, const AttentionLayer& layer, int p
                          size_t index) {
   AttentionScratch& scratch = workers_[part].attention;
   const bool is_few = is_for_outputs(index);
-  auto run_item = [&](int64_t item, int64_t end) {
-    if (is_few && !plan.has_row_of(item, is_output_.data())) return;
-    plan.run_item(layer, item, end, plan.is_split() ? part : 0, scratch);
-  };
+  const uint8_t* is_marked = is_few ? is_output_.data() : nullptr;
   if (!plan.is_split()) {
     for (int64_t unit = part; unit < plan.num_units(); unit += parts) {
       plan.prepare_unit(layer, unit, scratch);
@@ -322,15 +319,14 @@ void StepProgram::attend(AttentionPlan& plan, const AttentionLayer& layer, int p
     std::atomic<int64_t>& taken = next_item_[index];
     for (int64_t item = part; item < num_items;
          item = parts + taken.fetch_add(1, std::memory_order_relaxed)) {
-      run_item(item, item + 1);
+      plan.run_items(layer, item, item + 1, 0, is_marked, scratch);
     }
     return;
   }
-  const int64_t begin = plan.first_item(part), end = plan.first_item(part + 1);
   plan.prefetch_share(layer, part);
   plan.prepare_share(layer, part, scratch);
   point_ahead(index, part, parts);
-  for (int64_t item = begin; item < end; ++item) run_item(item, end);
+  plan.run_items(layer, plan.first_item(part), plan.first_item(part + 1), part, is_marked, scratch);
   auto fold = [&](bool is_shared) {
     for (int64_t unit = 0; unit < plan.num_units(); ++unit) {
       if (plan.folder(unit) != part || plan.is_shared(unit) != is_shared) continue;

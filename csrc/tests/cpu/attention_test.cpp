@@ -18,10 +18,8 @@ void run_shares(AttentionPlan& plan, const AttentionLayer& layer, int threads) {
   AttentionScratch scratch;
   for (int share = 0; share < threads; ++share) {
     plan.prepare_share(layer, share, scratch);
-    const int64_t end = plan.first_item(share + 1);
-    for (int64_t i = plan.first_item(share); i < end; ++i) {
-      plan.run_item(layer, i, end, share, scratch);
-    }
+    plan.run_items(layer, plan.first_item(share), plan.first_item(share + 1), share, nullptr,
+                   scratch);
   }
   for (int64_t unit = 0; unit < plan.num_units(); ++unit) plan.fold_unit(layer, unit, scratch);
 }
