@@ -9,7 +9,6 @@ namespace stagebeam::cpu {
 namespace {
 
 constexpr int64_t kLineFloats = 16;
-constexpr int64_t kFoldsAhead = 4;    // bundles whose lines are asked for
 constexpr int64_t kUnitsAhead = 4;    // units whose queries are asked for
 constexpr int64_t kFirstTokens = 16;  // asked for at once: of a longer burst much is dropped
 
@@ -120,33 +119,19 @@ void AttentionPlan::write_out(const AttentionLayer& layer, int64_t row, int64_t 
   }
 }
 
-// The state of a bundle from those of its splits.
-void AttentionPlan::fold_bundle(int64_t row, int64_t head, int64_t bundle) {
-  const int64_t stride = state_size(shape_.head_dim), place = row * shape_.num_heads + head;
-  const int64_t first = bundle * kBundleSplits;
-  const int64_t count = std::min(kBundleSplits, splits_of(rows_[row].limit) - first);
-  kernels().bundle_states(states_.data() + (place * max_splits_ + first) * stride, count,
-                          shape_.head_dim,
-                          bundles_.data() + (place * max_bundles_ + bundle) * stride);
-}
-
 void AttentionPlan::fold_unit(const AttentionLayer& layer, int64_t unit,
                               AttentionScratch& scratch) {
   const int64_t row = unit / shape_.num_kv_heads, kv_head = unit % shape_.num_kv_heads;
   const int64_t group = shape_.num_heads / shape_.num_kv_heads;
-  const int64_t num_bundles = bundles_of(splits_of(rows_[row].limit));
-  const int64_t stride = state_size(shape_.head_dim);
+  const int64_t num_splits = splits_of(rows_[row].limit), stride = state_size(shape_.head_dim);
   scratch.folded.resize(kMaxTileQueries * stride);
   float* folded = scratch.folded.data();
   const float* out = layer.out + row * layer.out_stride + kv_head * group * shape_.head_dim;
   for (int64_t d = 0; d < group * shape_.head_dim; d += kLineFloats) ask_to_write(out + d);
   for (int64_t h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-    for (int64_t bundle = 0; bundle < num_bundles; ++bundle) {
-      if (is_bundled_[row * max_bundles_ + bundle] == 0) fold_bundle(row, h, bundle);
-    }
     clear_state(folded, shape_.head_dim);
-    kernels().fold_states(bundles_.data() + (row * shape_.num_heads + h) * max_bundles_ * stride,
-                          num_bundles, shape_.head_dim, folded);
+    kernels().fold_states(states_.data() + (row * shape_.num_heads + h) * max_splits_ * stride,
+                          num_splits, shape_.head_dim, folded);
     write_out(layer, row, h, folded);
   }
 }
@@ -166,12 +151,12 @@ KvHead AttentionPlan::head_of(const AttentionLayer& layer, const int32_t* table,
           first_token};
 }
 
-// What a split of an item's first row reads: of the shared tokens where it has any.
-TokensAhead AttentionPlan::tokens_of(const AttentionLayer& layer, const Item& item, int64_t split,
+// What an item's first row reads: of the shared tokens where it has any.
+TokensAhead AttentionPlan::tokens_of(const AttentionLayer& layer, const Item& item,
                                      int64_t kv_head) const {
   const Source& source = sources_[item.source];
   const Row& row = rows_[item.row_begin];
-  const int64_t begin = split * kSplitTokens, end = begin + kSplitTokens;
+  const int64_t begin = item.split * kSplitTokens, end = begin + kSplitTokens;
   if (begin < source.length) {
     const int64_t slot = std::max<int64_t>(source.first_slot, 0);
     return {head_of(layer, source.table, 0, slot, kv_head), begin, std::min(end, source.length)};
@@ -184,7 +169,7 @@ void AttentionPlan::prefetch_share(const AttentionLayer& layer, int share) const
   if (share_begin_[share] == share_begin_[share + 1]) return;
   const Item& item = items_[share_begin_[share]];
   const KvLayout layout = layout_of(layer);
-  const TokensAhead first = tokens_of(layer, item, item.first_split, item.kv_begin);
+  const TokensAhead first = tokens_of(layer, item, item.kv_begin);
   const int64_t end = std::min(first.end, first.begin + kFirstTokens);
   const int64_t bytes = element_bytes(layout.format);
   for (int64_t token = first.begin; token < end; ++token) {
@@ -244,7 +229,7 @@ class AttentionPlan::ItemTiles : public TileSource {
     } else if (row_ == item.row_end) {
       row_ = item.row_begin;
     }
-    fill(slot, kv_head, scratch_.states[i]);
+    fill(slot, kv_head);
     return &slot.tile;
   }
 
@@ -253,11 +238,7 @@ class AttentionPlan::ItemTiles : public TileSource {
     while (&slots_[i].tile != &tile) ++i;
     Slot& slot = slots_[i];
     slot.is_used = false;
-    if (plan_.is_split_) {
-      plan_.fold_tile(*slot.item, tile, slot.row, slot.first_head);
-    } else {
-      plan_.fold_all(layer_, tile, slot.row, slot.first_head, scratch_);
-    }
+    if (!plan_.is_split_) plan_.fold_all(layer_, tile, slot.row, slot.first_head, scratch_);
   }
 
  private:
@@ -280,17 +261,13 @@ class AttentionPlan::ItemTiles : public TileSource {
     head_ = 0;
   }
 
-  void fill(Slot& slot, int64_t kv_head, LineFloats& states) {
+  void fill(Slot& slot, int64_t kv_head) {
     const AttentionShape& s = layer_.shape;
     const Item& item = *slot.item;
     const Source& source = plan_.sources_[item.source];
     const int64_t width = padded(s.head_dim), stride = state_size(s.head_dim);
-    const bool is_kept = plan_.is_split_ && plan_.keeps_states(item);
-    slot.shared = plan_.head_of(layer_, source.table, 0, std::max<int64_t>(source.first_slot, 0),
-                                kv_head);
-    const int64_t num_queries = (slot.row_end - slot.row) * slot.num_heads;
-    const int64_t size = num_queries * kBundleSplits * stride;
-    if (!is_kept && static_cast<int64_t>(states.size()) < size) states.resize(size);
+    slot.shared =
+        plan_.head_of(layer_, source.table, 0, std::max<int64_t>(source.first_slot, 0), kv_head);
     int64_t count = 0, longest = 0;
     for (int64_t r = slot.row; r < slot.row_end; ++r) {
       const Row& row = plan_.rows_[r];
@@ -300,21 +277,23 @@ class AttentionPlan::ItemTiles : public TileSource {
       tail.first_token = source.length;
       for (int64_t h = 0; h < slot.num_heads; ++h, ++count) {
         const int64_t place = r * s.num_heads + slot.first_head + h;
-        slot.queries[count] = {
-            queries_ + place * width, row.limit, row.tail_table != nullptr ? &tail : nullptr,
-            is_kept ? plan_.states_.data() + (place * plan_.max_splits_ + item.first_split) * stride
-                    : states.data() + count * kBundleSplits * stride};
+        float* state = plan_.is_split_ ? plan_.states_.data() +
+                                             (place * plan_.max_splits_ + item.split) * stride
+                                       : scratch_.states.data() + count * stride;
+        for (int64_t d = 0; d < stride; d += kLineFloats) ask_to_write(state + d);
+        slot.queries[count] = {queries_ + place * width, row.limit,
+                               row.tail_table != nullptr ? &tail : nullptr, state};
       }
       longest = std::max(longest, row.limit);
     }
-    slot.tile = {&layout_, &slot.shared, 0, longest, source.length, slot.queries, count, {},
-                 lines_ahead_};
+    slot.tile = {&layout_,     &slot.shared, 0,  longest,     source.length,
+                 slot.queries, count,        {}, lines_ahead_};
     if (!plan_.is_split_) return;
-    slot.tile.begin = item.first_split * kSplitTokens;
-    slot.tile.end = std::min(longest, item.end_split * kSplitTokens);
+    slot.tile.begin = item.split * kSplitTokens;
+    slot.tile.end = std::min(longest, slot.tile.begin + kSplitTokens);
     if (item_ < end_) {
       const Item& after = plan_.items_[item_];
-      slot.tile.ahead = plan_.tokens_of(layer_, after, after.first_split, kv_head_);
+      slot.tile.ahead = plan_.tokens_of(layer_, after, kv_head_);
     }
   }
 
@@ -341,31 +320,10 @@ class OneTile : public TileSource {
 
 void AttentionPlan::run_items(const AttentionLayer& layer, int64_t begin, int64_t end, int share,
                               const uint8_t* is_marked, AttentionScratch& scratch) {
+  if (!is_split_) scratch.states.resize(kMaxTileQueries * state_size(shape_.head_dim));
   ItemTiles tiles(*this, layer, begin, end, share, is_marked, scratch);
   if (is_split_) return kernels().attend(tiles);
   each_tile(tiles, [](const Tile&) {});
-}
-
-// The bundles that the item has whole. Another thread may have read them, a layer ago.
-void AttentionPlan::fold_tile(const Item& item, const Tile& tile, int64_t row, int64_t first_head) {
-  const int64_t heads = std::min(shape_.num_heads / shape_.num_kv_heads, kMaxTileQueries);
-  const int64_t bundle = item.first_split / kBundleSplits, stride = state_size(shape_.head_dim);
-  auto place_of = [&](int64_t i) {
-    const int64_t place = (row + i / heads) * shape_.num_heads + first_head + i % heads;
-    return bundles_.data() + (place * max_bundles_ + bundle) * stride;
-  };
-  for (int64_t i = 0; i < tile.num_queries + kFoldsAhead; ++i) {
-    if (i < tile.num_queries) {
-      const float* state = place_of(i);
-      for (int64_t d = 0; d < stride; d += kLineFloats) ask_to_write(state + d);
-    }
-    const int64_t ready = i - kFoldsAhead;
-    if (ready < 0) continue;
-    const int64_t splits = splits_of(tile.queries[ready].limit) - item.first_split;
-    if (splits <= 0 || !has_whole_bundle(item, row + ready / heads)) continue;
-    kernels().bundle_states(tile.queries[ready].state, std::min(kBundleSplits, splits),
-                            shape_.head_dim, place_of(ready));
-  }
 }
 
 // All splits of a tile's queries, folded as the states of decode items are, to their outputs.
@@ -374,21 +332,16 @@ void AttentionPlan::fold_all(const AttentionLayer& layer, const Tile& whole, int
   const Kernels& k = kernels();
   const int64_t head_dim = layer.shape.head_dim, stride = state_size(head_dim);
   const int64_t heads = std::min(shape_.num_heads / shape_.num_kv_heads, kMaxTileQueries);
-  scratch.bundle.resize(stride);
   scratch.folded.resize(kMaxTileQueries * stride);
-  float *bundle = scratch.bundle.data(), *folded = scratch.folded.data();
+  float* folded = scratch.folded.data();
   for (int64_t q = 0; q < whole.num_queries; ++q) clear_state(folded + q * stride, head_dim);
-  const int64_t num_splits = splits_of(whole.end);
   Tile tile = whole;
-  for (int64_t first = 0; first < num_splits; first += kBundleSplits) {
-    const int64_t count = std::min(kBundleSplits, num_splits - first);
-    tile.begin = first * kSplitTokens;
-    tile.end = std::min(tile.begin + count * kSplitTokens, whole.end);
+  for (tile.begin = 0; tile.begin < whole.end; tile.begin += kSplitTokens) {
+    tile.end = std::min(tile.begin + kSplitTokens, whole.end);
     OneTile one(tile);
     k.attend(one);
     for (int64_t q = 0; q < tile.num_queries; ++q) {
-      k.bundle_states(tile.queries[q].state, count, head_dim, bundle);
-      k.fold_states(bundle, 1, head_dim, folded + q * stride);
+      k.fold_states(tile.queries[q].state, 1, head_dim, folded + q * stride);
     }
   }
   for (int64_t q = 0; q < whole.num_queries; ++q) {

@@ -84,14 +84,11 @@ struct CrossRows {
 constexpr int64_t splits_of(int64_t tokens) {
   return (tokens + kSplitTokens - 1) / kSplitTokens;
 }
-constexpr int64_t bundles_of(int64_t splits) {
-  return (splits + kBundleSplits - 1) / kBundleSplits;
-}
 
 // A thread's working memory.
 struct AttentionScratch {
-  LineFloats states[TileSource::kMostTiles];  // of a tile's queries, [num_queries, kBundleSplits]
-  std::vector<float> bundle, folded, head;
+  LineFloats states;  // of a tile's queries
+  std::vector<float> folded, head;
   LinesAhead lines_ahead;
 };
 
@@ -144,10 +141,10 @@ class AttentionPlan {
     int64_t limit;              // tokens attended to, 0 for none
     const int32_t* tail_table;  // null where all of them are shared
   };
-  // Rows begin .. end - 1, KV heads kv_begin .. kv_end - 1, splits of their source from first_split
-  // on, within a bundle; kAll stands for all splits in order.
+  // Rows begin .. end - 1, KV heads kv_begin .. kv_end - 1, a split of their source; kAll stands
+  // for all splits in order.
   struct Item {
-    int32_t source, row_begin, row_end, kv_begin, kv_end, first_split, end_split;
+    int32_t source, row_begin, row_end, kv_begin, kv_end, split;
   };
   class ItemTiles;
   static constexpr int32_t kAll = -1;
@@ -167,10 +164,6 @@ class AttentionPlan {
   void find_uses(int num_shares);
   void find_folders(int num_shares);
   int64_t cost_of(const Item& item) const;
-  // Whether the item's splits are all that the row has of their bundle.
-  bool has_whole_bundle(const Item& item, int64_t row) const;
-  // Whether that is so for all of its rows that have tokens there.
-  bool keeps_states(const Item& item) const;
   void store_head(const AttentionLayer& layer, int64_t row, int64_t kv_head,
                   AttentionScratch& scratch) const;
   void load_query(const AttentionLayer& layer, int64_t row, int64_t head, float* out,
@@ -178,15 +171,12 @@ class AttentionPlan {
   void write_out(const AttentionLayer& layer, int64_t row, int64_t head, const float* state) const;
   KvHead head_of(const AttentionLayer& layer, const int32_t* table, int64_t first_token,
                  int64_t first_slot, int64_t kv_head) const;
-  TokensAhead tokens_of(const AttentionLayer& layer, const Item& item, int64_t split,
-                        int64_t kv_head) const;
+  TokensAhead tokens_of(const AttentionLayer& layer, const Item& item, int64_t kv_head) const;
   void load_queries(const AttentionLayer& layer, int64_t unit, int share,
                     AttentionScratch& scratch);
   bool has_row_of(int64_t item, const uint8_t* is_marked) const;
   void fold_all(const AttentionLayer& layer, const Tile& whole, int64_t row, int64_t first_head,
                 AttentionScratch& scratch) const;
-  void fold_bundle(int64_t row, int64_t head, int64_t bundle);
-  void fold_tile(const Item& item, const Tile& tile, int64_t row, int64_t first_head);
 
   Kind kind_ = Kind::kNone;
   int num_threads_ = 0;
@@ -197,15 +187,13 @@ class AttentionPlan {
   std::vector<Item> items_;
   std::vector<int64_t> share_begin_;
   bool is_split_ = false;
-  int64_t max_splits_ = 0, max_bundles_ = 0;
+  int64_t max_splits_ = 0;
   LineFloats queries_;              // [num_shares, num_rows, num_heads, padded(head_dim)]
   std::vector<uint8_t> uses_;       // [num_shares, num_units]: kQueries, and kStores for one share
   std::vector<int32_t> folder_;     // [num_units]: a share
   std::vector<uint8_t> is_shared_;  // [num_units]
   bool has_shared_units_ = false;
-  LineFloats states_;                // [num_rows, num_heads, max_splits] states
-  LineFloats bundles_;               // [num_rows, num_heads, max_bundles] states
-  std::vector<uint8_t> is_bundled_;  // [num_rows, max_bundles]: an item folds the whole bundle
+  LineFloats states_;  // [num_rows, num_heads, max_splits] states
 };
 
 }  // namespace stagebeam::cpu

@@ -3,9 +3,8 @@
 // across a vector. Weighted sums are weights times interleaved values. A sum is made of 16 pairs at
 // a time, whatever the queries beside it.
 //
-// Units of work go through a pipeline: while one's values are interleaved, the next one's scores
-// are made, and while its scores become weights, the sums of the one before. So tiles and vectors
-// work side by side, and nothing that was only just stored is waited for.
+// A processor with AMX takes as long for tiles and vectors side by side as for one after the other:
+// what counts is how many instructions there are, tiles' loads and stores above all.
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -15,6 +14,7 @@
 #include <array>
 #include <cstddef>
 #include <limits>
+#include <utility>
 
 // The instruction set begins here, for all that follows.
 #include "amx.h"
@@ -25,16 +25,21 @@ namespace stagebeam::cpu {
 namespace {
 
 #include "attention_pairs.h"
+
+// After half a microsecond without products the tiles' unit sleeps, and takes a third of one to
+// wake. This one's sum is dropped.
+inline void keep_awake() {
+  amx::add_bf16<0, 6, 7>();
+}
+
+//
 #include "attention_columns.h"
 
-constexpr int kPairLines = amx::kRows;  // pairs of one product
-constexpr int kTokens = amx::kRows;     // of a product of keys
+constexpr int kTokens = amx::kRows;           // of a product of keys
+constexpr int kChunkTokens = 2 * amx::kRows;  // of a product of values
 constexpr int kColumnGroups = kMaxTileQueries / kLanes;
-constexpr int64_t kMostChunks = 8;  // of 16 pairs of a head's elements
-constexpr int64_t kMostWidths = kMostChunks * kBlock / kWidth;
-constexpr int64_t kLineBytes = sizeof(PairTile{}.lines[0]);
-constexpr int64_t kPairsBytes = kPairs * sizeof(uint32_t);
-constexpr int64_t kSumsBytes = kWidth * sizeof(float);
+constexpr int64_t kMostChunks = 8;                               // of 16 pairs of a head's elements
+constexpr int64_t kScoresSize = kSplitTokens * kLanes + kLanes;  // a row may be stored too wide
 
 // Queries that attend to the same tokens of one split.
 struct Unit {
@@ -47,9 +52,11 @@ struct Unit {
   Rows rows;
 
   int64_t head_dim() const { return tile->layout->head_dim; }
-  // Queries in groups of sixteen, and in the rest behind them.
-  int64_t full() const { return num_queries / kLanes; }
-  int64_t rest() const { return num_queries % kLanes; }
+  // Of sixteen queries.
+  int64_t num_groups() const { return (num_queries + kLanes - 1) / kLanes; }
+  int64_t group_size(int64_t group) const {
+    return std::min<int64_t>(num_queries - group * kLanes, kLanes);
+  }
 };
 
 // Tiles' units one after the other.
@@ -126,31 +133,40 @@ class Units {
 
   TileSource& tiles_;
   const Tile* tile_ = nullptr;
-  int64_t begin_ = 0, first_ = 0;  // the split, and the first query that is left in it
+  int64_t begin_ = 0, first_ = 0;        // the split, and the first query that is left in it
   const Query* last_queries_ = nullptr;  // of the unit before, in this tile
   int64_t last_count_ = 0;
 };
 
-// Asks for a unit's cache lines, and for what the thread reads after its attention.
+// Asks for cache lines ahead of their use: a unit's values while its scores are made, the next
+// one's keys after them.
 class UnitPrefetcher {
  public:
   explicit UnitPrefetcher(LinesAhead* lines) : lines_(lines) {}
 
-  void turn_to(const Unit* unit) {
-    unit_ = unit;
-    next_ = 0;
-    count_ = unit == nullptr ? 0 : unit->count;
-    bytes_ = unit == nullptr ? 0 : unit->head_dim() * int64_t{sizeof(Bfloat16)};
+  void turn_to(const Unit& unit, const Unit* next) {
+    bytes_ = unit.head_dim() * int64_t{sizeof(Bfloat16)};
+    const int64_t next_count = next == nullptr ? 0 : next->count;
+    rows_ = unit.rows.values;
+    left_ = unit.count;
+    later_rows_ = next == nullptr ? nullptr : next->rows.keys;
+    later_ = next_count;
+    total_ = unit.count + next_count;
   }
-  // The keys and values of the next `count` tokens.
+  // All rows, of which a phase's steps ask for a share each.
+  int64_t total() const { return total_; }
+  // The next `count` keys or values.
   void ask(int64_t count) {
-    for (; count > 0 && next_ < count_; --count, ++next_) {
-      const auto* keys = reinterpret_cast<const std::byte*>(unit_->rows.keys[next_]);
-      const auto* values = reinterpret_cast<const std::byte*>(unit_->rows.values[next_]);
-      for (int64_t at = 0; at < bytes_; at += kLine) {
-        _mm_prefetch(keys + at, _MM_HINT_T1);
-        _mm_prefetch(values + at, _MM_HINT_T1);
+    for (; count > 0; --count) {
+      if (left_ == 0) {
+        if (later_ == 0) return;
+        rows_ = later_rows_;
+        left_ = later_;
+        later_ = 0;
       }
+      const auto* row = reinterpret_cast<const std::byte*>(*rows_++);
+      --left_;
+      for (int64_t at = 0; at < bytes_; at += kLine) _mm_prefetch(row + at, _MM_HINT_T1);
     }
   }
   // `count` lines that the caller asks for; null where there are no more.
@@ -165,311 +181,273 @@ class UnitPrefetcher {
 
  private:
   LinesAhead* lines_;
-  const Unit* unit_ = nullptr;
-  int64_t next_ = 0, count_ = 0, bytes_ = 0;
+  const Bfloat16* const* rows_ = nullptr;
+  const Bfloat16* const* later_rows_ = nullptr;
+  int64_t left_ = 0, later_ = 0, bytes_ = 0, total_ = 0;
 };
 
-// Slices of one unit's work with tiles, spread evenly over turns of another's work with vectors.
-template <typename Work>
-class Slices {
- public:
-  Slices(int64_t count, int64_t turns, Work work) : count_(count), turns_(turns), work_(work) {}
-  void turn() {
-    if (turns_ <= 0) return;
-    const int64_t end = next_ + (count_ - next_ + turns_ - 1) / turns_;
-    --turns_;
-    while (next_ < end) work_(next_++);
-  }
-  void finish() {
-    while (next_ < count_) work_(next_++);
-  }
+// Calls work.operator()<i>() for i in 0 .. kCount - 1.
+template <int kCount, typename Work>
+inline __attribute__((always_inline)) void each(Work&& work) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (work.template operator()<I>(), ...);
+  }(std::make_integer_sequence<int, kCount>{});
+}
 
- private:
-  int64_t next_ = 0, count_, turns_;
-  Work work_;
+// Which tiles hold what. Four sums are made side by side, of kGroups groups of queries times
+// kOthers blocks of sixteen tokens or elements; operands take turns, since a tile that is read is
+// not written meanwhile.
+template <int kGroups>
+struct Full {
+  static constexpr int kNumGroups = kGroups, kOthers = 4 / kGroups;
+  static constexpr int score(int other, int group) { return other * kGroups + group; }
+  static constexpr int sum(int other, int group) { return other * kGroups + group; }
+  static constexpr int row(int other) { return 4 + other % 2; }  // keys or values
+  static constexpr int query(int group) { return 6 + group; }
+  static constexpr int weight(int group) { return 6 + group; }
+};
+// Up to eight queries: weights and sums have so many rows, which take half as long.
+struct Few {
+  static constexpr int kNumGroups = 1, kOthers = 2;
+  static constexpr int score(int other, int) { return other; }
+  static constexpr int sum(int other, int) { return 2 + other; }
+  static constexpr int row(int other) { return 6 + other; }
+  static constexpr int query(int) { return 5; }
+  static constexpr int weight(int) { return 4; }
 };
 
-class Pipeline {
+class TileAttention {
  public:
-  explicit Pipeline(TileSource& tiles)
+  explicit TileAttention(TileSource& tiles)
       : tiles_(tiles), source_(tiles), ahead_(tiles.lines_ahead()), registers_(shapes(16)) {}
 
   void run() {
-    pull();
-    if (pulled_ == 0) return;
-    pull();
-    take(unit(0));
-    ahead_.turn_to(pulled_ > 1 ? &unit(1) : nullptr);
-    for (int64_t slice = 0; slice < num_score_slices(0); ++slice) {
-      score(0, slice);
-      ahead_.ask(kTokens);
+    bool has_unit = source_.next(units_[0]);
+    for (int i = 0; has_unit; i ^= 1) {
+      const Unit &unit = units_[i], &next = units_[i ^ 1];
+      const bool has_next = source_.next(units_[i ^ 1]);
+      ahead_.turn_to(unit, has_next ? &next : nullptr);
+      attend(unit);
+      if (!has_next || next.tile != unit.tile) tiles_.done(*unit.tile);
+      has_unit = has_next;
     }
-    if (pulled_ > 1 && unit(1).is_new) take(unit(1));
-    for (int64_t now = 0; now < pulled_; ++now) {
-      pull();
-      ahead_.turn_to(now + 2 < pulled_ ? &unit(now + 2) : nullptr);
-      if (now >= 2) retire(now - 2);
-      interleave(now);
-      if (now + 2 < pulled_ && unit(now + 2).is_new) take(unit(now + 2));
-      weigh(now);
-      ahead_.ask(kSplitTokens);
-    }
-    const int64_t last = pulled_ - 1;
-    if (last > 0) retire(last - 1);
-    for (int64_t slice = 0; slice < num_sum_slices(last); ++slice) sum(last, slice);
-    retire(last);
   }
 
  private:
-  static constexpr int64_t kUnits = 8;  // five are at work
+  static constexpr int64_t kFew = 8;
+  static constexpr int64_t kLinesAProduct = 4;
 
-  Unit& unit(int64_t i) { return units_[i % kUnits]; }
-  void pull() {
-    if (has_more_ && source_.next(unit(pulled_))) {
-      ++pulled_;
-    } else {
-      has_more_ = false;
-    }
+  static constexpr int columns_of(int64_t queries) {
+    return queries > 8 ? 16 : queries > 4 ? 8 : 4;
   }
-
-  // Columns of the rest.
-  static constexpr int columns_of(int64_t rest) {
-    return rest == 0 || rest > 8 ? 16 : rest > 4 ? 8 : 4;
-  }
-  // Tiles 0 and 1: sums of sixteen queries; 2 and 3: of the rest, as columns and as rows; 4: the
-  // rest's weights, 5: the rest; 6 and 7 what is multiplied.
-  static constexpr amx::Config shapes_of(int columns) {
+  static constexpr amx::Config shapes_of(int rows) {
     amx::Config config;
     for (int tile = 0; tile < 8; ++tile) config.set(tile, amx::kRows, amx::kRowBytes);
-    for (int tile : {2, 5}) config.set(tile, amx::kRows, columns * 4);
-    for (int tile : {3, 4}) config.set(tile, columns, amx::kRowBytes);
+    for (int tile : {Few::sum(0, 0), Few::sum(1, 0), Few::weight(0)}) {
+      config.set(tile, rows, amx::kRowBytes);
+    }
     return config;
   }
   // Made beforehand: the instruction would wait for bytes that were only just written.
-  static const amx::Config& shapes(int columns) {
+  static const amx::Config& shapes(int rows) {
     static constexpr std::array<amx::Config, 3> kShapes = {shapes_of(4), shapes_of(8),
                                                            shapes_of(16)};
-    return kShapes[columns / 8];
-  }
-  void shape_for(int64_t rest) {
-    if (rest == 0 || columns_of(rest) == columns_) return;
-    columns_ = columns_of(rest);
-    registers_.configure(shapes(columns_));
+    return kShapes[rows / 8];
   }
 
-  // Sixteen queries are a group, which two may be at once, and the rest go with the last of these.
-  template <typename Work>
-  static void each_pass(const Unit& unit, Work&& work) {
-    const int64_t full = unit.full();
-    for (int64_t group = 0; group == 0 || group < full; group += 2) {
-      const bool has_rest = group + 2 >= full && unit.rest() != 0;
-      switch (std::min<int64_t>(full - group, 2) * 2 + (has_rest ? 1 : 0)) {
-        case 1:
-          work.template operator()<0, true>(group);
-          break;
-        case 2:
-          work.template operator()<1, false>(group);
-          break;
-        case 3:
-          work.template operator()<1, true>(group);
-          break;
-        case 4:
-          work.template operator()<2, false>(group);
-          break;
-        default:
-          work.template operator()<2, true>(group);
+  void attend(const Unit& u) {
+    const bool is_few = u.num_queries <= kFew;
+    const int rows = is_few ? columns_of(u.num_queries) : amx::kRows;
+    if (rows != rows_) registers_.configure(shapes(rows));
+    rows_ = rows;
+    if (u.is_new) take(u);
+    if (is_few) {
+      score<Few>(u, 0);
+    } else {
+      for (int64_t group = 0; group < u.num_groups(); group += 2) {
+        group + 1 < u.num_groups() ? score<Full<2>>(u, group) : score<Full<1>>(u, group);
       }
     }
+    for (int64_t group = 0; group < u.num_groups(); ++group) weigh(u, group);
+    if (is_few) {
+      sum<Few>(u, 0);
+    } else {
+      for (int64_t group = 0; group < u.num_groups(); group += 2) {
+        group + 1 < u.num_groups() ? sum<Full<2>>(u, group) : sum<Full<1>>(u, group);
+      }
+    }
+    ahead_.ask(ahead_.total());
   }
 
   // The unit's queries, with one a column.
-  void take(const Unit& unit) {
-    const int64_t head_dim = unit.head_dim();
+  void take(const Unit& u) {
+    const int64_t head_dim = u.head_dim();
     for (int64_t first = 0, chunk = 0; first < head_dim; first += kBlock, ++chunk) {
-      for (int64_t q = 0; q < unit.num_queries; q += kLanes) {
-        const int64_t count = std::min<int64_t>(unit.num_queries - q, kLanes);
-        pack_columns(unit.queries + q, count, columns_of(count % kLanes), first, head_dim - first,
-                     packed_[chunk][q / kLanes]);
+      for (int64_t group = 0; group < u.num_groups(); ++group) {
+        const int64_t count = u.group_size(group);
+        pack_columns(u.queries + group * kLanes, count, columns_of(count), first, head_dim - first,
+                     packed_[chunk][group]);
       }
     }
   }
 
-  int64_t num_score_slices(int64_t i) { return (unit(i).count + kTokens - 1) / kTokens; }
-  int64_t num_sum_slices(int64_t i) { return (unit(i).head_dim() + kBlock - 1) / kBlock * 2; }
-
-  // Scores of sixteen tokens, [groups of 16 queries][tokens][columns].
-  void score(int64_t i, int64_t slice) {
-    const Unit& u = unit(i);
-    shape_for(u.rest());
-    each_pass(u, [&]<int kFull, bool kRest>(int64_t group) {
-      score_pass<kFull, kRest>(u, slice * kTokens, group, scores_[i % 2]);
-    });
-  }
-  template <int kFull, bool kRest>
-  void score_pass(const Unit& u, int64_t token, int64_t group, float* scores) {
+  // Scores of groups `group` .. group + kNumGroups - 1, [groups][tokens][columns]. Fewer columns
+  // than 16 are stored row over row: what is too wide of one is overwritten by the next.
+  template <typename R>
+  void score(const Unit& u, int64_t group) {
     const int64_t head_dim = u.head_dim();
     const int64_t stride = u.tile->layout->token_stride * int64_t{sizeof(Bfloat16)};
-    const int64_t rest = columns_of(u.rest());
-    const bool is_direct = head_dim % kBlock == 0 && u.rows.is_run[token / kTokens];
-    if constexpr (kFull > 0) amx::zero<0>();
-    if constexpr (kFull > 1) amx::zero<1>();
-    if constexpr (kRest) amx::zero<2>();
-    for (int64_t first = 0, chunk = 0; first < head_dim; first += kBlock, ++chunk) {
-      if (is_direct) {
-        amx::load<6>(u.rows.keys[token] + first, stride);
-      } else {
-        for (int64_t t = 0; t < kTokens; ++t) {
-          const Bfloat16* key = u.rows.keys[std::min(token + t, u.count - 1)];
-          _mm512_store_si512(keys_[t], load_halves(key + first, head_dim - first));
+    const int64_t share = ask_share(20, (u.count + kTokens - 1) / kTokens * u.num_groups());
+    int64_t columns[R::kNumGroups];
+    for (int g = 0; g < R::kNumGroups; ++g) columns[g] = columns_of(u.group_size(group + g)) * 4;
+    for (int64_t token = 0; token < u.count; token += R::kOthers * kTokens) {
+      const int64_t others =
+          (std::min<int64_t>(u.count - token, R::kOthers * kTokens) + kTokens - 1) / kTokens;
+      each<R::kOthers>([&]<int kOther>() {
+        each<R::kNumGroups>([&]<int kGroup>() { amx::zero<R::score(kOther, kGroup)>(); });
+      });
+      for (int64_t first = 0, chunk = 0; first < head_dim; first += kBlock, ++chunk) {
+        each<R::kNumGroups>([&]<int kGroup>() {
+          amx::load<R::query(kGroup)>(packed_[chunk][group + kGroup], columns[kGroup]);
+        });
+        each<R::kOthers>([&]<int kOther>() {
+          if (kOther >= others) return;
+          load_keys<R::row(kOther)>(u, token + kOther * kTokens, first, stride);
+          each<R::kNumGroups>([&]<int kGroup>() {
+            amx::add_bf16<R::score(kOther, kGroup), R::row(kOther), R::query(kGroup)>();
+          });
+        });
+      }
+      each<R::kOthers>([&]<int kOther>() {
+        if (kOther >= others) return;
+        ahead_.ask(share * R::kNumGroups);
+        each<R::kNumGroups>([&]<int kGroup>() {
+          float* scores =
+              scores_[group + kGroup] + (token + kOther * kTokens) * columns[kGroup] / 4;
+          amx::store<R::score(kOther, kGroup)>(scores, columns[kGroup]);
+        });
+      });
+    }
+  }
+  // Elements first .. first + 31 of sixteen tokens' keys.
+  template <int kTile>
+  void load_keys(const Unit& u, int64_t token, int64_t first, int64_t stride) {
+    const int64_t head_dim = u.head_dim();
+    if (head_dim % kBlock == 0 && u.rows.is_run[token / kTokens]) {
+      amx::load<kTile>(u.rows.keys[token] + first, stride);
+      return;
+    }
+    for (int64_t t = 0; t < kTokens; ++t) {
+      const Bfloat16* key = u.rows.keys[std::min(token + t, u.count - 1)];
+      _mm512_store_si512(keys_[t], load_halves(key + first, head_dim - first));
+    }
+    amx::load<kTile>(keys_, amx::kRowBytes);
+  }
+
+  // A group's scores become weights.
+  void weigh(const Unit& u, int64_t group) {
+    const int64_t columns = u.group_size(group);
+    auto run = [&]<int kColumns>() {
+      const int64_t share = ask_share(
+          45, u.num_groups() * ((u.count + kBlock - 1) / kBlock) * (2 * kColumns / kVectorsAnAsk));
+      to_weights<kColumns>(scores_[group], u.begin, u.count, u.queries + group * kLanes, columns,
+                           u.state + padded(u.head_dim()), weights_ + group * kLanes,
+                           [&] { ahead_.ask(share); });
+    };
+    switch (columns_of(columns)) {
+      case 4:
+        run.template operator()<4>();
+        break;
+      case 8:
+        run.template operator()<8>();
+        break;
+      default:
+        run.template operator()<16>();
+    }
+  }
+
+  // Weighted sums of groups `group` .. group + kNumGroups - 1, to the states.
+  template <typename R>
+  void sum(const Unit& u, int64_t group) {
+    constexpr int64_t kElements = R::kOthers * kLanes;
+    const int64_t head_dim = u.head_dim(), chunks = (u.count + kChunkTokens - 1) / kChunkTokens;
+    const int64_t passes = (head_dim + kElements - 1) / kElements * ((u.num_groups() + 1) / 2);
+    const int64_t share = ask_share(35, chunks * passes);
+    for (int64_t first = 0; first < head_dim; first += kElements) {
+      const int64_t width = std::min(kElements, head_dim - first);
+      const int64_t others = (width + kBlock - 1) / kBlock * 2;
+      each<R::kOthers>([&]<int kOther>() {
+        each<R::kNumGroups>([&]<int kGroup>() { amx::zero<R::sum(kOther, kGroup)>(); });
+      });
+      // What was only just stored would be waited for: values are made a chunk ahead.
+      fill_chunk(u, 0, first, width);
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        if (chunk + 1 < chunks) fill_chunk(u, chunk + 1, first, width);
+        ahead_.ask(share);
+        each<R::kNumGroups>([&]<int kGroup>() {
+          const uint32_t* weights = &weights_[(group + kGroup) * kLanes][chunk * kChunkPairs];
+          amx::load<R::weight(kGroup)>(weights, sizeof(weights_[0]));
+        });
+        each<R::kOthers>([&]<int kOther>() {
+          if (kOther >= others) return;
+          amx::load<R::row(kOther)>(values_[chunk % 2][0] + kOther * kLanes, sizeof(values_[0][0]));
+          each<R::kNumGroups>([&]<int kGroup>() {
+            amx::add_bf16<R::sum(kOther, kGroup), R::weight(kGroup), R::row(kOther)>();
+          });
+        });
+        if (const std::byte* lines = ahead_.take_lines(kLinesAProduct * R::kOthers)) {
+          for (int i = 0; i < kLinesAProduct * R::kOthers; ++i) {
+            _mm_prefetch(lines + i * UnitPrefetcher::kLine, _MM_HINT_T1);
+          }
         }
-        amx::load<6>(keys_, amx::kRowBytes);
       }
-      if constexpr (kFull > 0) {
-        amx::load<7>(packed_[chunk][group], amx::kRowBytes);
-        amx::add_bf16<0, 6, 7>();
-      }
-      if constexpr (kFull > 1) {
-        amx::load<7>(packed_[chunk][group + 1], amx::kRowBytes);
-        amx::add_bf16<1, 6, 7>();
-      }
-      if constexpr (kRest) {
-        amx::load<5>(packed_[chunk][u.full()], rest * 4);
-        amx::add_bf16<2, 6, 5>();
+      each<R::kOthers>([&]<int kOther>() {
+        if (kOther >= others) return;
+        each<R::kNumGroups>([&]<int kGroup>() {
+          amx::store<R::sum(kOther, kGroup)>(sums_[kGroup * kLanes] + kOther * kLanes,
+                                             sizeof(sums_[0]));
+        });
+      });
+      const int64_t wanted = std::min(kElements, padded(head_dim) - first);
+      const int64_t count =
+          std::min<int64_t>(u.num_queries - group * kLanes, R::kNumGroups * kLanes);
+      for (int64_t q = 0; q < count; ++q) {
+        put_values(sums_[q], wanted, u.queries[group * kLanes + q].state + u.state + first);
       }
     }
-    float* out = scores + (group * kSplitTokens + token) * kLanes;
-    if constexpr (kFull > 0) amx::store<0>(out, amx::kRowBytes);
-    if constexpr (kFull > 1) amx::store<1>(out + kSplitTokens * kLanes, amx::kRowBytes);
-    if constexpr (kRest) {
-      amx::store<2>(scores + u.full() * kSplitTokens * kLanes + token * rest, rest * 4);
+  }
+  // Values of a chunk's tokens, zeros behind the last one.
+  void fill_chunk(const Unit& u, int64_t chunk, int64_t first, int64_t width) {
+    const int64_t token = chunk * kChunkTokens;
+    const int64_t count = std::min<int64_t>(u.count - token, kChunkTokens);
+    uint32_t (*lines)[kWidth] = values_[chunk % 2];
+    fill_values(u.rows.values + token, count, first, width, lines, [] {});
+    for (int64_t p = (count + 1) / 2; p < kChunkPairs; ++p) {
+      for (int64_t d = 0; d < width; d += kBlock) {
+        _mm512_store_si512(lines[p] + d, _mm512_setzero_si512());
+        _mm512_store_si512(lines[p] + d + kLanes, _mm512_setzero_si512());
+      }
     }
   }
 
-  // The unit's values; meanwhile the scores of the next one.
-  void interleave(int64_t now) {
-    const Unit& u = unit(now);
-    const int64_t head_dim = u.head_dim(), widths = (head_dim + kWidth - 1) / kWidth;
-    const int64_t chunk_tokens = 2 * kPairLines;
-    const int64_t end = (u.count + chunk_tokens - 1) / chunk_tokens * kPairLines;
-    Slices scores(now + 1 < pulled_ ? num_score_slices(now + 1) : 0,
-                  widths * ((u.count + 2 * kFillPairs - 1) / (2 * kFillPairs)),
-                  [&](int64_t slice) { score(now + 1, slice); });
-    for (int64_t w = 0; w < widths; ++w) {
-      const int64_t first = w * kWidth;
-      PairTile& tile = values_[now % 2][w];
-      fill_values(u.rows.values, u.count, first, head_dim, tile, ahead_, [&] { scores.turn(); });
-      const int64_t vectors =
-          std::min<int64_t>(kVectors, (head_dim - first + kBlock - 1) / kBlock * 2);
-      for (int64_t p = (u.count + 1) / 2; p < end; ++p) {
-        for (int64_t v = 0; v < vectors; ++v) {
-          _mm512_store_si512(&tile.lines[p][v * kLanes], _mm512_setzero_si512());
-        }
-      }
-    }
-    scores.finish();
+  // How many rows each of `steps` steps asks for, all of them together a share of all.
+  int64_t ask_share(int64_t percent, int64_t steps) const {
+    return (ahead_.total() * percent + 100 * steps - 1) / (100 * steps);
   }
 
-  // The unit's scores become weights; meanwhile the sums of the one before.
-  void weigh(int64_t now) {
-    const Unit& u = unit(now);
-    const int64_t groups = (u.num_queries + kLanes - 1) / kLanes;
-    Slices sums(now > 0 ? num_sum_slices(now - 1) : 0,
-                groups * ((u.count + kBlock - 1) / kBlock),
-                [&](int64_t slice) { sum(now - 1, slice); });
-    auto meanwhile = [&] { sums.turn(); };
-    for (int64_t q = 0; q < u.num_queries; q += kLanes) {
-      const int64_t columns = std::min<int64_t>(u.num_queries - q, kLanes);
-      auto run = [&]<int kColumns>() {
-        to_weights<kColumns>(scores_[now % 2] + q * kSplitTokens, u.begin, u.count, u.queries + q,
-                             columns, u.state + padded(u.head_dim()), weights_[now % 2] + q, ahead_,
-                             meanwhile);
-      };
-      switch (columns_of(columns % kLanes)) {
-        case 4:
-          run.template operator()<4>();
-          break;
-        case 8:
-          run.template operator()<8>();
-          break;
-        default:
-          run.template operator()<16>();
-      }
-    }
-    sums.finish();
-  }
-
-  // Weighted sums [widths][queries][64] of sixteen of the values' elements.
-  void sum(int64_t i, int64_t slice) {
-    const Unit& u = unit(i);
-    shape_for(u.rest());
-    each_pass(u, [&]<int kFull, bool kRest>(int64_t group) {
-      sum_pass<kFull, kRest>(u, slice / kVectors, slice % kVectors, group, weights_[i % 2],
-                             values_[i % 2]);
-    });
-  }
-  template <int kFull, bool kRest>
-  void sum_pass(const Unit& u, int64_t width, int64_t v, int64_t group,
-                const uint32_t (*weights)[kPairs], const PairTile* values) {
-    const int64_t rest_row = u.full() * kLanes;
-    const int64_t chunks = (u.count + 2 * kPairLines - 1) / (2 * kPairLines);
-    float* sums = sums_[width][0] + v * kLanes;
-    const std::byte* lines = ahead_.take_lines(chunks * kLinesAProduct);
-    if (lines == nullptr) lines = reinterpret_cast<const std::byte*>(values);  // near already
-    if constexpr (kFull > 0) amx::zero<0>();
-    if constexpr (kFull > 1) amx::zero<1>();
-    if constexpr (kRest) amx::zero<3>();
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t p = chunk * kPairLines;
-      amx::load<6>(&values[width].lines[p][v * kLanes], kLineBytes);
-      if constexpr (kFull > 0) {
-        amx::load<7>(&weights[group * kLanes][p], kPairsBytes);
-        amx::add_bf16<0, 7, 6>();
-      }
-      for (int64_t i = 0; i < kLinesAProduct; ++i, lines += UnitPrefetcher::kLine) {
-        _mm_prefetch(lines, _MM_HINT_T1);
-      }
-      if constexpr (kFull > 1) {
-        amx::load<7>(&weights[(group + 1) * kLanes][p], kPairsBytes);
-        amx::add_bf16<1, 7, 6>();
-      }
-      if constexpr (kRest) {
-        amx::load<4>(&weights[rest_row][p], kPairsBytes);
-        amx::add_bf16<3, 4, 6>();
-      }
-    }
-    if constexpr (kFull > 0) amx::store<0>(sums + group * kLanes * kWidth, kSumsBytes);
-    if constexpr (kFull > 1) amx::store<1>(sums + (group + 1) * kLanes * kWidth, kSumsBytes);
-    if constexpr (kRest) amx::store<3>(sums + rest_row * kWidth, kSumsBytes);
-  }
-
-  // The unit's sums go to its states.
-  void retire(int64_t i) {
-    const Unit& u = unit(i);
-    const int64_t elements = padded(u.head_dim());
-    for (int64_t first = 0; first < elements; first += kWidth) {
-      const int64_t width = std::min<int64_t>(kWidth, elements - first);
-      for (int64_t q = 0; q < u.num_queries; ++q) {
-        put_values(sums_[first / kWidth][q], width, u.queries[q].state + u.state + first);
-      }
-    }
-    if (i + 1 == pulled_ || unit(i + 1).tile != u.tile) tiles_.done(*u.tile);
-  }
-
-  static constexpr int64_t kLinesAProduct = 4;
+  static constexpr int kChunkPairs = kChunkTokens / 2;
 
   TileSource& tiles_;
   Units source_;
   UnitPrefetcher ahead_;
   amx::Tiles registers_;
-  int columns_ = 16;
-  int64_t pulled_ = 0;
-  bool has_more_ = true;
-  Unit units_[kUnits];
-  alignas(64) uint32_t packed_[kMostChunks][kColumnGroups][kPairLines * kLanes];  // the next one's
-  alignas(64) float scores_[2][kMaxTileQueries * kSplitTokens];
-  alignas(64) uint32_t weights_[2][kMaxTileQueries][kPairs];
-  PairTile values_[2][kMostWidths];
-  alignas(64) float sums_[kMostWidths][kMaxTileQueries][kWidth];
+  int rows_ = 16;
+  Unit units_[2];
+  alignas(64) uint32_t packed_[kMostChunks][kColumnGroups][kLanes * kLanes];
+  alignas(64) float scores_[kColumnGroups][kScoresSize];
+  alignas(64) uint32_t weights_[kMaxTileQueries][kSplitPairs];
+  alignas(64) uint32_t values_[2][kChunkPairs][kWidth];
+  alignas(64) float sums_[2 * kLanes][kWidth];
   alignas(64) uint32_t keys_[kTokens][kLanes];  // of places far from each other
 };
 
@@ -477,7 +455,7 @@ class Pipeline {
 
 void attend_bf16_tiles(TileSource& tiles) {
   if (tiles.layout().head_dim > kMostChunks * kBlock) return attend_bf16_pairs(tiles);
-  Pipeline(tiles).run();
+  TileAttention(tiles).run();
 }
 
 }  // namespace stagebeam::cpu

@@ -95,39 +95,52 @@ inline void fill_keys(const Bfloat16* const* rows, int64_t count, int64_t first,
   }
 }
 
-// Scores of `count` tokens to pairs of weights, zeros after them; returns (largest, sum).
-inline void to_weights(const float* scores, int64_t count, uint32_t* weights, float* largest,
-                       float* sum) {
+// Scores of the first `seen` of `count` tokens to pairs of weights, zeros after them; returns
+// (largest, sum).
+inline void to_weights(const float* scores, int64_t seen, int64_t count, uint32_t* weights,
+                       float* largest, float* sum) {
   const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  __m512 x[kVectors];
-  STAGEBEAM_UNROLL for (int v = 0; v < kVectors; ++v) {
-    const int64_t left = std::clamp<int64_t>(count - v * kLanes, 0, kLanes);
+  auto load = [&](int64_t v) __attribute__((always_inline)) {
+    const int64_t left = std::clamp<int64_t>(seen - v * kLanes, 0, kLanes);
     const auto mask = static_cast<__mmask16>((uint32_t{1} << left) - 1);
-    x[v] = _mm512_mask_loadu_ps(lowest, mask, scores + v * kLanes);
+    return _mm512_mask_loadu_ps(lowest, mask, scores + v * kLanes);
+  };
+  __m512 tops[kVectors] = {lowest, lowest, lowest, lowest}, sums[kVectors] = {};
+  for (int64_t first = 0; first * kLanes < count; first += kVectors) {
+    STAGEBEAM_UNROLL for (int v = 0; v < kVectors; ++v) {
+      tops[v] = _mm512_max_ps(tops[v], load(first + v));
+    }
   }
-  const __m512 top = _mm512_max_ps(_mm512_max_ps(x[0], x[1]), _mm512_max_ps(x[2], x[3]));
-  *largest = _mm512_reduce_max_ps(top);
+  *largest = _mm512_reduce_max_ps(
+      _mm512_max_ps(_mm512_max_ps(tops[0], tops[1]), _mm512_max_ps(tops[2], tops[3])));
   const __m512 base = _mm512_set1_ps(-kLog2E * *largest);
-  STAGEBEAM_UNROLL for (int v = 0; v < kVectors; ++v) {
-    x[v] = power_of_two(_mm512_fmadd_ps(x[v], _mm512_set1_ps(kLog2E), base));
+  for (int64_t first = 0; first * kLanes < count; first += kVectors) {
+    __m512 x[kVectors];
+    STAGEBEAM_UNROLL for (int v = 0; v < kVectors; ++v) {
+      x[v] = power_of_two(_mm512_fmadd_ps(load(first + v), _mm512_set1_ps(kLog2E), base));
+      sums[v] = _mm512_add_ps(sums[v], x[v]);
+    }
+    STAGEBEAM_UNROLL for (int v = 0; v < kVectors; v += 2) {
+      _mm512_storeu_si512(weights + (first + v) * kLanes / 2,
+                          (__m512i)_mm512_cvtne2ps_pbh(x[v + 1], x[v]));
+    }
   }
-  *sum = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(x[0], x[1]), _mm512_add_ps(x[2], x[3])));
-  STAGEBEAM_UNROLL for (int v = 0; v < kVectors; v += 2) {
-    _mm512_storeu_si512(weights + v * kLanes / 2, (__m512i)_mm512_cvtne2ps_pbh(x[v + 1], x[v]));
-  }
+  *sum = _mm512_reduce_add_ps(
+      _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
 }
 
-// targets[q][0 .. width - 1] = pairs[q] times a tile's lines, added to what is there unless
+// targets[q][0 .. width - 1] = row q of pairs times a tile's lines, added to what is there unless
 // is_first.
-inline void multiply(const uint32_t (*pairs)[kPairs], int64_t num_rows, const PairTile& tile,
-                     int64_t num_pairs, int64_t width, bool is_first, float* const* targets,
-                     Prefetcher& ahead) {
+template <int kStride>
+inline void multiply(const uint32_t (*pairs)[kStride], int64_t first_pair, int64_t num_rows,
+                     const PairTile& tile, int64_t num_pairs, int64_t width, bool is_first,
+                     float* const* targets, Prefetcher& ahead) {
   const uint32_t* rows[kRowsAtOnce];
   const int64_t vectors = (width + kLanes - 1) / kLanes;
   const int64_t pieces = (num_rows + kRowsAtOnce - 1) / kRowsAtOnce;
   for (int64_t piece = 0, row = 0; piece < pieces; ++piece) {
     const int64_t count = (num_rows - row) / (pieces - piece);
-    for (int64_t r = 0; r < count; ++r) rows[r] = pairs[row + r];
+    for (int64_t r = 0; r < count; ++r) rows[r] = pairs[row + r] + first_pair;
     const std::byte* lines = ahead.take_lines(num_pairs * kLinesAPair);
     if (lines == nullptr) lines = reinterpret_cast<const std::byte*>(&tile);  // near already
     kPairsTable.run[count - 1][vectors - 1](rows, tile, num_pairs, is_first, targets + row, lines);
@@ -135,17 +148,17 @@ inline void multiply(const uint32_t (*pairs)[kPairs], int64_t num_rows, const Pa
   }
 }
 
-// All queries of which attend to the same `count` rows.
+// All queries of which attend to the same `count` rows, a tile of them at a time.
 inline void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin, int64_t count,
                         const Query* queries, int64_t num_queries, Prefetcher& ahead) {
   PairTile tile;
   alignas(64) float scores[kMaxTileQueries][kSplitTokens];
+  alignas(64) float sums[kMaxTileQueries][kWidth];
   alignas(64) uint32_t pairs[kMaxTileQueries][kPairs];
+  alignas(64) uint32_t weights[kMaxTileQueries][kSplitPairs];
   float* targets[kMaxTileQueries];
   const int64_t head_dim = layout.head_dim;
-  for (int64_t q = 0; q < num_queries; ++q) targets[q] = scores[q];
   for (int64_t first = 0; first < head_dim; first += kWidth) {
-    fill_keys(rows.keys, count, first, head_dim, tile, ahead);
     const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
     for (int64_t q = 0; q < num_queries; ++q) {
       const float* query = queries[q].query + first;
@@ -153,27 +166,37 @@ inline void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin,
         _mm512_store_si512(&pairs[q][d / 2], to_pairs(query + d, width - d));
       }
     }
-    multiply(pairs, num_queries, tile, (width + 1) / 2, count, first == 0, targets, ahead);
+    for (int64_t token = 0; token < count; token += kTileTokens) {
+      const int64_t tokens = std::min<int64_t>(kTileTokens, count - token);
+      fill_keys(rows.keys + token, tokens, first, head_dim, tile, ahead);
+      for (int64_t q = 0; q < num_queries; ++q) targets[q] = scores[q] + token;
+      multiply(pairs, 0, num_queries, tile, (width + 1) / 2, tokens, first == 0, targets, ahead);
+    }
   }
   for (int64_t q = 0; q < num_queries; ++q) {
     float* tail = queries[q].state + padded(head_dim);
     const int64_t seen = std::clamp<int64_t>(queries[q].limit - begin, 0, count);
     if (seen > 0) {
-      to_weights(scores[q], seen, pairs[q], tail, tail + 1);
-      ahead.ask(6);
+      to_weights(scores[q], seen, count, weights[q], tail, tail + 1);
+      ahead.ask((6 * count + kTileTokens - 1) / kTileTokens);
     } else {
-      std::fill_n(pairs[q], kPairs, 0);
+      std::fill_n(weights[q], kSplitPairs, 0);
       tail[0] = -std::numeric_limits<float>::infinity();
       tail[1] = 0;
     }
   }
+  for (int64_t q = 0; q < num_queries; ++q) targets[q] = sums[q];
   for (int64_t first = 0; first < head_dim; first += kWidth) {
-    fill_values(rows.values, count, first, head_dim, tile, ahead, [] {});
     const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
     const int64_t whole = (width + kBlock - 1) / kBlock * kBlock;
-    multiply(pairs, num_queries, tile, (count + 1) / 2, whole, true, targets, ahead);
+    for (int64_t token = 0; token < count; token += kTileTokens) {
+      const int64_t tokens = std::min<int64_t>(kTileTokens, count - token);
+      fill_values(rows.values + token, tokens, first, width, tile.lines, [&] { ahead.ask(1); });
+      multiply(weights, token / 2, num_queries, tile, (tokens + 1) / 2, whole, token == 0, targets,
+               ahead);
+    }
     for (int64_t q = 0; q < num_queries; ++q) {
-      put_values(scores[q], std::min<int64_t>(kWidth, padded(head_dim) - first),
+      put_values(sums[q], std::min<int64_t>(kWidth, padded(head_dim) - first),
                  queries[q].state + first);
     }
   }
@@ -188,7 +211,7 @@ void attend_split(const Tile& tile) {
   }
   if (tile.end <= tile.shared_end) {
     attend_rows(*tile.layout, rows, tile.begin, tile.end - tile.begin, tile.queries,
-                   tile.num_queries, ahead);
+                tile.num_queries, ahead);
     return;
   }
   // Runs of queries with one tail, behind the shared tokens.

@@ -1,4 +1,4 @@
-// Bodies of `attend`, `bundle_states` and `fold_states`; included like simd8.h.
+// Bodies of `attend` and `fold_states`; included like simd8.h.
 
 // Rows of the cache that hold tokens t .. t + 7 of one head; past `end` the last one repeats, so
 // that every score is made by the same instructions.
@@ -174,21 +174,23 @@ inline void accumulate(const KvLayout& layout, const KvHead& kv, int64_t begin, 
   }
 }
 
-// Scores to weights in place, zeros past `count`; returns (largest, sum).
-inline void to_weights(float* scores, int64_t count, float* largest, float* sum) {
-  for (int64_t t = count; t < kSplitTokens; ++t)
-    scores[t] = -std::numeric_limits<float>::infinity();
+// Scores of the first `count` of `total` tokens to weights in place, zeros past them; returns
+// (largest, sum).
+inline void to_weights(float* scores, int64_t count, int64_t total, float* largest, float* sum) {
+  const int64_t end = (count + kLanes - 1) / kLanes * kLanes;
+  for (int64_t t = count; t < end; ++t) scores[t] = -std::numeric_limits<float>::infinity();
   Lanes top = load(scores);
-  for (int64_t t = kLanes; t < kSplitTokens; t += kLanes) top = larger(load(scores + t), top);
+  for (int64_t t = kLanes; t < end; t += kLanes) top = larger(load(scores + t), top);
   *largest = max_lanes(top);
   const Lanes base = splat(*largest);
-  Lanes total{};
-  for (int64_t t = 0; t < kSplitTokens; t += kLanes) {
+  Lanes weight_sum{};
+  for (int64_t t = 0; t < end; t += kLanes) {
     const Lanes weights = exponential(load(scores + t) - base);
     store(scores + t, weights);
-    total += weights;
+    weight_sum += weights;
   }
-  *sum = sum_lanes(total);
+  *sum = sum_lanes(weight_sum);
+  for (int64_t t = end; t < total; ++t) scores[t] = 0;
 }
 
 template <typename Element>
@@ -220,7 +222,7 @@ void attend_split(const Tile& tile) {
     for (int64_t d = 0; d < padded(layout.head_dim); ++d) state[d] = 0;
     float* tail = state + padded(layout.head_dim);
     if (count > 0) {
-      to_weights(scores[q], count, tail, tail + 1);
+      to_weights(scores[q], count, tile.end - tile.begin, tail, tail + 1);
     } else {
       for (float& score : scores[q]) score = 0;
       tail[0] = -std::numeric_limits<float>::infinity();
@@ -253,31 +255,6 @@ void attend(TileSource& tiles) {
     case CacheFormat::kFloat16:
       return attend_format<Float16>(tiles);
   }
-}
-
-void bundle_states(const float* states, int64_t num_states, int64_t head_dim, float* into) {
-  const int64_t width = padded(head_dim), stride = state_size(head_dim);
-  const float* kept[kBundleSplits];
-  int64_t count = 0;
-  float largest = -std::numeric_limits<float>::infinity();
-  for (int64_t s = 0; s < num_states; ++s) {
-    const float* state = states + s * stride;
-    if (state[width + 1] == 0) continue;
-    kept[count++] = state;
-    largest = std::max(largest, state[width]);
-  }
-  Lanes factors{};
-  for (int64_t i = 0; i < count; ++i) factors[i] = kept[i][width] - largest;
-  factors = exponential(factors);
-  for (int64_t d = 0; d < width; d += kLanes) {
-    Lanes sum{};
-    for (int64_t i = 0; i < count; ++i) sum += splat(factors[i]) * load(kept[i] + d);
-    store(into + d, sum);
-  }
-  float total = 0;
-  for (int64_t i = 0; i < count; ++i) total += factors[i] * kept[i][width + 1];
-  into[width] = largest;
-  into[width + 1] = total;
 }
 
 void fold_states(const float* states, int64_t num_states, int64_t head_dim, float* into) {

@@ -9,8 +9,10 @@ constexpr int kLanes = 16;
 constexpr int kVectors = 4;                // of a tile's line
 constexpr int kWidth = kVectors * kLanes;  // tokens of a key tile, elements of a value tile
 constexpr int kBlock = 2 * kLanes;         // elements of a line
-constexpr int kPairs = kSplitTokens / 2;   // lines of a tile
-static_assert(kWidth == kSplitTokens && kMaxTileQueries <= 64);
+constexpr int kTileTokens = kWidth;
+constexpr int kPairs = kTileTokens / 2;  // lines of a tile
+constexpr int kSplitPairs = kSplitTokens / 2;
+static_assert(kSplitTokens % kTileTokens == 0);
 
 struct alignas(64) PairTile {
   uint32_t lines[kPairs][kWidth];
@@ -141,24 +143,21 @@ class Prefetcher {
   int64_t place_ = 0, run_ = 0, left_;  // run_: tokens of the block that are left
 };
 
-// Line p of the tile: tokens 2 * p and 2 * p + 1 of elements first .. first + 63. In a block of 32
+// Line p: tokens 2 * p and 2 * p + 1 of elements first .. first + width - 1. In a block of 32
 // elements, whose quarters are 8, come the first halves of its quarters and then the second ones.
-// meanwhile() is called every kFillPairs lines.
-constexpr int kFillPairs = 8;
-template <typename Ahead, typename Meanwhile>
-inline void fill_values(const Bfloat16* const* rows, int64_t count, int64_t first, int64_t head_dim,
-                        PairTile& tile, Ahead& ahead, Meanwhile&& meanwhile) {
-  const int64_t width = std::min<int64_t>(kWidth, head_dim - first);
+// meanwhile() is called once a line.
+template <typename Meanwhile>
+inline void fill_values(const Bfloat16* const* rows, int64_t count, int64_t first, int64_t width,
+                        uint32_t (*lines)[kWidth], Meanwhile&& meanwhile) {
   const int64_t whole = width / kBlock * kBlock;
   auto put = [](uint32_t* line, __m512i even, __m512i odd) {
     _mm512_store_si512(line, _mm512_unpacklo_epi16(even, odd));
     _mm512_store_si512(line + kLanes, _mm512_unpackhi_epi16(even, odd));
   };
   for (int64_t p = 0; 2 * p < count; ++p) {
-    ahead.ask(1);
-    if (p % kFillPairs == 0) meanwhile();
+    meanwhile();
     const Bfloat16 *even = rows[2 * p] + first, *odd = rows[std::min(2 * p + 1, count - 1)] + first;
-    uint32_t* line = tile.lines[p];
+    uint32_t* line = lines[p];
     for (int64_t d = 0; d < whole; d += kBlock) {
       put(line + d, _mm512_loadu_si512(even + d), _mm512_loadu_si512(odd + d));
     }
@@ -169,11 +168,11 @@ inline void fill_values(const Bfloat16* const* rows, int64_t count, int64_t firs
   }
   if (count % 2 != 0) {  // the last one was its own neighbour
     for (int64_t d = 0; d < width; d += kLanes) {
-      __m512i* place = reinterpret_cast<__m512i*>(tile.lines[count / 2] + d);
+      __m512i* place = reinterpret_cast<__m512i*>(lines[count / 2] + d);
       *place = _mm512_and_si512(*place, _mm512_set1_epi32(0xffff));
     }
     if (whole < width) {
-      __m512i* place = reinterpret_cast<__m512i*>(tile.lines[count / 2] + whole + kLanes);
+      __m512i* place = reinterpret_cast<__m512i*>(lines[count / 2] + whole + kLanes);
       *place = _mm512_and_si512(*place, _mm512_set1_epi32(0xffff));
     }
   }

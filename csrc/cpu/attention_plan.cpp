@@ -89,28 +89,12 @@ bool AttentionPlan::holds_for(const CrossRows& given, const AttentionShape& shap
   return true;
 }
 
-// Splits first .. last - 1 of a KV head, a bundle an item.
+// Splits first .. last - 1 of a KV head.
 void AttentionPlan::add_split_items(int32_t source, int32_t begin, int32_t end, int32_t kv_head,
                                     int64_t first, int64_t last) {
-  for (int64_t s = first; s < last;) {
-    const int64_t next = std::min((s / kBundleSplits + 1) * kBundleSplits, last);
-    items_.push_back({source, begin, end, kv_head, kv_head + 1, static_cast<int32_t>(s),
-                      static_cast<int32_t>(next)});
-    s = next;
+  for (int64_t split = first; split < last; ++split) {
+    items_.push_back({source, begin, end, kv_head, kv_head + 1, static_cast<int32_t>(split)});
   }
-}
-
-bool AttentionPlan::has_whole_bundle(const Item& item, int64_t row) const {
-  const int64_t first = item.first_split / kBundleSplits * kBundleSplits;
-  return item.first_split == first &&
-         item.end_split >= std::min(first + kBundleSplits, splits_of(rows_[row].limit));
-}
-
-bool AttentionPlan::keeps_states(const Item& item) const {
-  for (int64_t r = item.row_begin; r < item.row_end; ++r) {
-    if (item.first_split < splits_of(rows_[r].limit) && !has_whole_bundle(item, r)) return true;
-  }
-  return false;
 }
 
 // About how long an item takes: a token's reading and unpacking, and its queries.
@@ -118,7 +102,7 @@ int64_t AttentionPlan::cost_of(const Item& item) const {
   constexpr int64_t kToken = 45, kTokenQuery = 5, kTile = 700;
   const int64_t group = shape_.num_heads / shape_.num_kv_heads,
                 shared = sources_[item.source].length;
-  const int64_t begin = item.first_split * kSplitTokens, end = item.end_split * kSplitTokens;
+  const int64_t begin = item.split * kSplitTokens, end = begin + kSplitTokens;
   const int64_t rows = item.row_end - item.row_begin;
   const int64_t tokens = std::max<int64_t>(0, std::min(end, shared) - begin);
   int64_t cost = kTile + tokens * (kToken + kTokenQuery * group * rows);
@@ -149,7 +133,7 @@ void AttentionPlan::share_items(int num_shares) {
     before += cost;
     Item* last = is_new ? nullptr : &items_[kept - 1];
     if (last != nullptr && last->row_begin == item.row_begin && last->row_end == item.row_end &&
-        last->first_split == item.first_split && last->kv_end == item.kv_begin) {
+        last->split == item.split && last->kv_end == item.kv_begin) {
       last->kv_end = item.kv_end;
     } else {
       items_[kept++] = item;
@@ -159,17 +143,7 @@ void AttentionPlan::share_items(int num_shares) {
   while (share < num_shares) share_begin_[++share] = static_cast<int64_t>(kept);
 
   const auto num_rows = static_cast<int64_t>(rows_.size());
-  max_bundles_ = bundles_of(max_splits_);
-  is_bundled_.assign(num_rows * max_bundles_, 0);
-  for (const Item& item : items_) {
-    for (int64_t r = item.row_begin; r < item.row_end; ++r) {
-      const int64_t bundle = item.first_split / kBundleSplits;
-      if (has_whole_bundle(item, r)) is_bundled_[r * max_bundles_ + bundle] = 1;
-    }
-  }
-  const int64_t states = num_rows * shape_.num_heads * state_size(shape_.head_dim);
-  states_.resize(states * max_splits_);
-  bundles_.resize(states * max_bundles_);
+  states_.resize(num_rows * shape_.num_heads * max_splits_ * state_size(shape_.head_dim));
   find_uses(num_shares);
   find_folders(num_shares);
 }
@@ -207,7 +181,7 @@ void AttentionPlan::find_uses(int num_shares) {
       const Item& item = items_[i];
       for (int64_t r = item.row_begin; r < item.row_end; ++r) {
         const int64_t last = splits_of(rows_[r].limit) - 1;
-        const bool has_last = item.first_split <= last && last < item.end_split;
+        const bool has_last = item.split == last;
         for (int64_t h = item.kv_begin; h < item.kv_end; ++h) {
           uses_[share * units + r * heads + h] |= kQueries | (has_last ? kStores : 0);
         }
@@ -262,8 +236,7 @@ void AttentionPlan::plan_prefill(const PrefillRows& given, const AttentionShape&
     for (int64_t r = begin; r < end; r += kPrefillRows) {
       const auto last = static_cast<int32_t>(std::min(end, r + kPrefillRows));
       for (int32_t h = 0; h < shape.num_kv_heads; ++h) {
-        items_.push_back(
-            {static_cast<int32_t>(s), static_cast<int32_t>(r), last, h, h + 1, kAll, kAll});
+        items_.push_back({static_cast<int32_t>(s), static_cast<int32_t>(r), last, h, h + 1, kAll});
       }
     }
   }
@@ -288,7 +261,7 @@ void AttentionPlan::add_image_items(const CrossRows& given, int num_threads) {
   starts.push_back(static_cast<int32_t>(given.num_groups));
   const int64_t num_images = static_cast<int64_t>(starts.size()) - 1;
   for (int64_t i = 0; i < num_images; ++i) {
-    num_items += shape_.num_kv_heads * bundles_of(splits_of(sources_[starts[i]].length));
+    num_items += shape_.num_kv_heads * splits_of(sources_[starts[i]].length);
   }
   const bool is_uneven = num_items < kFewItems * num_threads && num_items % num_threads != 0;
   for (int64_t i = 0; i < num_images; ++i) {
@@ -323,7 +296,7 @@ void AttentionPlan::plan_cross(const CrossRows& given, const AttentionShape& sha
     for (int32_t r = begin; r < end; r += kPrefillRows) {
       const auto last = std::min<int32_t>(end, r + kPrefillRows);
       for (int32_t h = 0; h < shape.num_kv_heads; ++h) {
-        items_.push_back({source, r, last, h, h + 1, kAll, kAll});
+        items_.push_back({source, r, last, h, h + 1, kAll});
       }
     }
   }
@@ -349,9 +322,9 @@ int64_t AttentionPlan::kv_bytes(CacheFormat format) const {
     for (int64_t r = item.row_begin; r < item.row_end; ++r) {
       longest = std::max(longest, rows_[r].limit);
     }
-    const bool is_all = item.first_split == kAll;
-    const int64_t begin = is_all ? 0 : item.first_split * kSplitTokens;
-    const int64_t end = is_all ? longest : std::min(item.end_split * kSplitTokens, longest);
+    const bool is_all = item.split == kAll;
+    const int64_t begin = is_all ? 0 : item.split * kSplitTokens;
+    const int64_t end = is_all ? longest : std::min(begin + kSplitTokens, longest);
     tokens += heads * std::max<int64_t>(0, std::min(end, shared) - begin);
     for (int64_t r = item.row_begin; r < item.row_end; ++r) {
       tokens +=

@@ -56,10 +56,8 @@ struct Query {
 };
 
 constexpr int64_t kMaxTileQueries = 64;
-constexpr int64_t kSplitTokens = 64;  // attention is summed in splits that start at its multiples
-// Splits become one state in bundles of this many, and these are folded in order: a bundle that one
-// thread has leaves one state for the others to read.
-constexpr int64_t kBundleSplits = 4;
+// Attention is summed in splits that start at multiples of this, and their states folded in order.
+constexpr int64_t kSplitTokens = 256;
 
 // Tokens begin .. end - 1 of a head, which the same thread reads next: their cache lines may be
 // asked for meanwhile. No tokens for none.
@@ -105,7 +103,7 @@ class TileSource {
   const KvLayout& layout() const { return layout_; }
   LinesAhead* lines_ahead() const { return lines_ahead_; }
 
-  static constexpr int kMostTiles = 6;
+  static constexpr int kMostTiles = 3;
 
  protected:
   KvLayout layout_;
@@ -186,8 +184,6 @@ struct Kernels {
   // out[d] = x[d] * scale for d < cols, zeros up to padded(cols)
   void (*scale_padded)(const float* x, float scale, int64_t cols, float* out);
   void (*attend)(TileSource& tiles);
-  // The state of at most kBundleSplits states that lie side by side.
-  void (*bundle_states)(const float* states, int64_t num_states, int64_t head_dim, float* into);
   // Folds num_states states that lie side by side into the state `into`, one after the other.
   void (*fold_states)(const float* states, int64_t num_states, int64_t head_dim, float* into);
   // Writes one head's vector to a cache; int8 writes its scale too.

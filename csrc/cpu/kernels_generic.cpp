@@ -13,8 +13,8 @@ namespace {
 }  // namespace
 
 const Kernels kGenericKernels = {
-    "generic", rms_norm,      layer_norm,  add,        dot,     silu_mul,    rotate,  scale_padded,
-    attend,    bundle_states, fold_states, store_head, largest, log_sum_exp, exp_sum,
+    "generic",    rms_norm, layer_norm,  add,        dot,     silu_mul,    rotate,
+    scale_padded, attend,   fold_states, store_head, largest, log_sum_exp, exp_sum,
 };
 
 }  // namespace stagebeam::cpu
