@@ -138,54 +138,6 @@ class Units {
   int64_t last_count_ = 0;
 };
 
-// Asks for cache lines ahead of their use: a unit's values while its scores are made, the next
-// one's keys after them.
-class UnitPrefetcher {
- public:
-  explicit UnitPrefetcher(LinesAhead* lines) : lines_(lines) {}
-
-  void turn_to(const Unit& unit, const Unit* next) {
-    bytes_ = unit.head_dim() * int64_t{sizeof(Bfloat16)};
-    const int64_t next_count = next == nullptr ? 0 : next->count;
-    rows_ = unit.rows.values;
-    left_ = unit.count;
-    later_rows_ = next == nullptr ? nullptr : next->rows.keys;
-    later_ = next_count;
-    total_ = unit.count + next_count;
-  }
-  // All rows, of which a phase's steps ask for a share each.
-  int64_t total() const { return total_; }
-  // The next `count` keys or values.
-  void ask(int64_t count) {
-    for (; count > 0; --count) {
-      if (left_ == 0) {
-        if (later_ == 0) return;
-        rows_ = later_rows_;
-        left_ = later_;
-        later_ = 0;
-      }
-      const auto* row = reinterpret_cast<const std::byte*>(*rows_++);
-      --left_;
-      for (int64_t at = 0; at < bytes_; at += kLine) _mm_prefetch(row + at, _MM_HINT_T1);
-    }
-  }
-  // `count` lines that the caller asks for; null where there are no more.
-  const std::byte* take_lines(int64_t count) {
-    if (lines_ == nullptr || lines_->end - lines_->next < count * kLine) return nullptr;
-    const std::byte* next = lines_->next;
-    lines_->next += count * kLine;
-    return next;
-  }
-
-  static constexpr int64_t kLine = 64;
-
- private:
-  LinesAhead* lines_;
-  const Bfloat16* const* rows_ = nullptr;
-  const Bfloat16* const* later_rows_ = nullptr;
-  int64_t left_ = 0, later_ = 0, bytes_ = 0, total_ = 0;
-};
-
 // Calls work.operator()<i>() for i in 0 .. kCount - 1.
 template <int kCount, typename Work>
 inline __attribute__((always_inline)) void each(Work&& work) {
@@ -226,7 +178,6 @@ class TileAttention {
     for (int i = 0; has_unit; i ^= 1) {
       const Unit &unit = units_[i], &next = units_[i ^ 1];
       const bool has_next = source_.next(units_[i ^ 1]);
-      ahead_.turn_to(unit, has_next ? &next : nullptr);
       attend(unit);
       if (!has_next || next.tile != unit.tile) tiles_.done(*unit.tile);
       has_unit = has_next;
@@ -235,7 +186,7 @@ class TileAttention {
 
  private:
   static constexpr int64_t kFew = 8;
-  static constexpr int64_t kLinesAProduct = 4;
+  static constexpr int64_t kLinesAhead = 8, kLineBytes = 64;
 
   static constexpr int columns_of(int64_t queries) {
     return queries > 8 ? 16 : queries > 4 ? 8 : 4;
@@ -276,7 +227,6 @@ class TileAttention {
         group + 1 < u.num_groups() ? sum<Full<2>>(u, group) : sum<Full<1>>(u, group);
       }
     }
-    ahead_.ask(ahead_.total());
   }
 
   // The unit's queries, with one a column.
@@ -297,7 +247,6 @@ class TileAttention {
   void score(const Unit& u, int64_t group) {
     const int64_t head_dim = u.head_dim();
     const int64_t stride = u.tile->layout->token_stride * int64_t{sizeof(Bfloat16)};
-    const int64_t share = ask_share(20, (u.count + kTokens - 1) / kTokens * u.num_groups());
     int64_t columns[R::kNumGroups];
     for (int g = 0; g < R::kNumGroups; ++g) columns[g] = columns_of(u.group_size(group + g)) * 4;
     for (int64_t token = 0; token < u.count; token += R::kOthers * kTokens) {
@@ -320,7 +269,6 @@ class TileAttention {
       }
       each<R::kOthers>([&]<int kOther>() {
         if (kOther >= others) return;
-        ahead_.ask(share * R::kNumGroups);
         each<R::kNumGroups>([&]<int kGroup>() {
           float* scores =
               scores_[group + kGroup] + (token + kOther * kTokens) * columns[kGroup] / 4;
@@ -348,11 +296,8 @@ class TileAttention {
   void weigh(const Unit& u, int64_t group) {
     const int64_t columns = u.group_size(group);
     auto run = [&]<int kColumns>() {
-      const int64_t share = ask_share(
-          45, u.num_groups() * ((u.count + kBlock - 1) / kBlock) * (2 * kColumns / kVectorsAnAsk));
       to_weights<kColumns>(scores_[group], u.begin, u.count, u.queries + group * kLanes, columns,
-                           u.state + padded(u.head_dim()), weights_ + group * kLanes,
-                           [&] { ahead_.ask(share); });
+                           u.state + padded(u.head_dim()), weights_ + group * kLanes);
     };
     switch (columns_of(columns)) {
       case 4:
@@ -371,8 +316,6 @@ class TileAttention {
   void sum(const Unit& u, int64_t group) {
     constexpr int64_t kElements = R::kOthers * kLanes;
     const int64_t head_dim = u.head_dim(), chunks = (u.count + kChunkTokens - 1) / kChunkTokens;
-    const int64_t passes = (head_dim + kElements - 1) / kElements * ((u.num_groups() + 1) / 2);
-    const int64_t share = ask_share(35, chunks * passes);
     for (int64_t first = 0; first < head_dim; first += kElements) {
       const int64_t width = std::min(kElements, head_dim - first);
       const int64_t others = (width + kBlock - 1) / kBlock * 2;
@@ -383,7 +326,6 @@ class TileAttention {
       fill_chunk(u, 0, first, width);
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         if (chunk + 1 < chunks) fill_chunk(u, chunk + 1, first, width);
-        ahead_.ask(share);
         each<R::kNumGroups>([&]<int kGroup>() {
           const uint32_t* weights = &weights_[(group + kGroup) * kLanes][chunk * kChunkPairs];
           amx::load<R::weight(kGroup)>(weights, sizeof(weights_[0]));
@@ -395,11 +337,7 @@ class TileAttention {
             amx::add_bf16<R::sum(kOther, kGroup), R::weight(kGroup), R::row(kOther)>();
           });
         });
-        if (const std::byte* lines = ahead_.take_lines(kLinesAProduct * R::kOthers)) {
-          for (int i = 0; i < kLinesAProduct * R::kOthers; ++i) {
-            _mm_prefetch(lines + i * UnitPrefetcher::kLine, _MM_HINT_T1);
-          }
-        }
+        ask_ahead();
       }
       each<R::kOthers>([&]<int kOther>() {
         if (kOther >= others) return;
@@ -430,16 +368,20 @@ class TileAttention {
     }
   }
 
-  // How many rows each of `steps` steps asks for, all of them together a share of all.
-  int64_t ask_share(int64_t percent, int64_t steps) const {
-    return (ahead_.total() * percent + 100 * steps - 1) / (100 * steps);
+  // Some of what the thread reads after its attention. Keys and values are near soon enough: enough
+  // of a split's instructions can go before those that wait for them.
+  void ask_ahead() {
+    if (ahead_ == nullptr || ahead_->end - ahead_->next < kLinesAhead * kLineBytes) return;
+    for (int64_t i = 0; i < kLinesAhead; ++i, ahead_->next += kLineBytes) {
+      _mm_prefetch(ahead_->next, _MM_HINT_T1);
+    }
   }
 
   static constexpr int kChunkPairs = kChunkTokens / 2;
 
   TileSource& tiles_;
   Units source_;
-  UnitPrefetcher ahead_;
+  LinesAhead* ahead_;
   amx::Tiles registers_;
   int rows_ = 16;
   Unit units_[2];

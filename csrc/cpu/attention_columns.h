@@ -2,8 +2,6 @@
 // a vector has 16 / kColumns tokens. A sum adds every fourth token, then these four: the same bits
 // for any kColumns. Included by attention_amx.cpp.
 
-constexpr int kVectorsAnAsk = 4;
-
 // Pairs of elements first .. first + 31 of `count` queries, [16 pairs][columns]; `left` of the
 // elements are there.
 inline void pack_columns(const Query* queries, int64_t count, int columns, int64_t first,
@@ -110,12 +108,10 @@ inline void put_four(Weigh&& weigh, uint32_t* out) {
 }
 
 // Scores of `count` tokens from `begin` on to pairs of weights, zeros behind them up to a
-// multiple of 32; the states get the largest score and the sum, at `state_tail`. meanwhile() is
-// called every kVectorsAnAsk vectors.
-template <int kColumns, typename Meanwhile>
+// multiple of 32; the states get the largest score and the sum, at `state_tail`.
+template <int kColumns>
 inline void to_weights(float* scores, int64_t begin, int64_t count, const Query* queries,
-                       int64_t num_queries, int64_t state_tail, uint32_t (*weights)[kSplitPairs],
-                       Meanwhile&& meanwhile) {
+                       int64_t num_queries, int64_t state_tail, uint32_t (*weights)[kSplitPairs]) {
   constexpr int kTokensAVector = kLanes / kColumns, kVectorsALine = kBlock / kTokensAVector;
   const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
   const int64_t num_lines = (count + kBlock - 1) / kBlock;
@@ -160,7 +156,6 @@ inline void to_weights(float* scores, int64_t begin, int64_t count, const Query*
     const float* from = scores + line * kVectorsALine * kLanes;
     auto weigh = [&](int v) __attribute__((always_inline)) {
       if (v % 16 == 15) keep_awake();
-      if (v % kVectorsAnAsk == kVectorsAnAsk - 1) meanwhile();
       const __m512 y = _mm512_fmadd_ps(_mm512_load_ps(from + v * kLanes), log2e, base);
       const __m512 weight = power_of_two(y);
       sums[v % kSums] = _mm512_add_ps(sums[v % kSums], weight);
