@@ -375,9 +375,9 @@ void StepProgram::finish(const Pass& pass, int part, int parts) {
   const PackedMatrix& head = matrices_[head_];
   const int64_t stride = head.out_features(), num_chunks = num_logit_chunks(vocab_size);
   linear_part(head, {x, width}, pass.num_rows, {logits_.data(), stride}, part, parts);
-  auto sum_up = [&](int64_t row, int64_t chunk) {
+  auto sum_up = [&](int64_t row, int64_t chunk, const float* ahead) {
     const int64_t begin = chunk * kLogitChunk, count = std::min(kLogitChunk, vocab_size - begin);
-    summaries_[row * num_chunks + chunk] = summarize(&logits_[row * stride + begin], count);
+    summaries_[row * num_chunks + chunk] = summarize(&logits_[row * stride + begin], count, ahead);
   };
   // Whose share of the head holds a whole chunk of logits; -1 where it crosses a border.
   auto owner = [&](int64_t chunk) {
@@ -392,12 +392,16 @@ void StepProgram::finish(const Pass& pass, int part, int parts) {
   };
   for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
     if (owner(chunk) != part) continue;
-    for (int64_t r = 0; r < pass.num_rows; ++r) sum_up(r, chunk);
+    for (int64_t r = 0; r < pass.num_rows; ++r) {
+      const bool is_last = r + 1 == pass.num_rows;
+      const int64_t row = is_last ? 0 : r + 1, next = std::min(chunk + is_last, num_chunks - 1);
+      sum_up(r, chunk, &logits_[row * stride + next * kLogitChunk]);
+    }
   }
   pool_->barrier();
   for (int64_t r = part; r < pass.num_rows; r += parts) {
     for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
-      if (owner(chunk) < 0) sum_up(r, chunk);
+      if (owner(chunk) < 0) sum_up(r, chunk, nullptr);
     }
     sample_row(&logits_[r * stride], &summaries_[r * num_chunks], *pass.tables, *pass.sampling, r,
                pass.sampled, workers_[part].sampling);

@@ -93,7 +93,7 @@ void ThreadPool::run_task(Task task, void* context) {
 void ThreadPool::work(int part) {
   uint32_t seen = 0;
   while (true) {
-    seen = wait_for(epoch_, seen + 1);
+    seen = wait_for(epoch_, seen + 1, spin_us_ * kIdleSpins);
     if (is_stopping_) return;
     execute(task_, context_, part);
   }
@@ -126,10 +126,12 @@ bool ThreadPool::is_open(uint32_t arrival) const noexcept {
 }
 
 void ThreadPool::wait(uint32_t arrival) const noexcept {
-  for (int part = 0; part < num_threads_; ++part) wait_for(arrivals_[part].count, arrival);
+  for (int part = 0; part < num_threads_; ++part)
+    wait_for(arrivals_[part].count, arrival, spin_us_);
 }
 
-uint32_t ThreadPool::wait_for(const std::atomic<uint32_t>& count, uint32_t least) const noexcept {
+uint32_t ThreadPool::wait_for(const std::atomic<uint32_t>& count, uint32_t least,
+                              int spin_us) const noexcept {
   // The clock is looked at every few microseconds, and not by those who need not wait as long.
   constexpr int kPausesPerLook = 64;
   uint32_t now = count.load(std::memory_order_acquire);
@@ -140,8 +142,8 @@ uint32_t ThreadPool::wait_for(const std::atomic<uint32_t>& count, uint32_t least
     }
     return !has_reached(now, least);
   };
-  if (spin_us_ > 0 && spin()) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us_);
+  if (spin_us > 0 && spin()) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us);
     while (spin() && std::chrono::steady_clock::now() < deadline) {
     }
   }
