@@ -71,7 +71,7 @@ class ThreadPool {
 
   const int num_threads_;
   const int spin_us_;
-  const int64_t owner_pid_;
+  const uint32_t birth_;  // forks before it
   std::mutex run_mutex_;
   Task task_ = nullptr;  // written before epoch_ moves on, read after
   void* context_ = nullptr;
