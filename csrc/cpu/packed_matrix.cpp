@@ -195,6 +195,11 @@ const std::byte* PackedMatrix::share(int64_t share, int64_t shares) const {
   return has_run_for_each(shares) ? runs_[share].data : panel_at(first_panel(share, shares));
 }
 
+void PackedMatrix::ask_for_row(int64_t row) const {
+  const std::byte* panel = place(row).panel;
+  for (size_t i = 0; i < panel_bytes_; i += kLineBytes) __builtin_prefetch(panel + i);
+}
+
 void PackedMatrix::check_rows(int64_t first_row, int64_t num_rows) const {
   if (first_row >= 0 && num_rows >= 0 && num_rows <= out_features_ - first_row) return;
   throw std::invalid_argument(

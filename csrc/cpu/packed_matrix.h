@@ -96,6 +96,9 @@ class PackedMatrix {
   // The weights that the products use, as float32 [num_rows, in_features], rows `stride` apart.
   void unpack_rows(int64_t first_row, int64_t num_rows, float* out, int64_t stride) const;
 
+  // Asks for the cache lines that unpack_rows reads of one row: the next step's thread has them.
+  void ask_for_row(int64_t row) const;
+
   int64_t out_features() const { return out_features_; }
   int64_t in_features() const { return in_features_; }
   WeightFormat format() const { return format_; }

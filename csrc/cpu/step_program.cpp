@@ -161,7 +161,10 @@ void StepProgram::prepare(const Pass& pass) {
     grow(logits_, pass.num_rows * matrices_[head_].out_features());
     grow(summaries_, pass.num_rows * num_logit_chunks(shape_.vocab_size));
   }
-  for (size_t i = 0; i < ops_.size(); ++i) next_item_[i].store(0, std::memory_order_relaxed);
+  const bool has_shares = self_plan_.is_split() && (!pass.cross || cross_plan_.is_split());
+  for (size_t i = 0; i < ops_.size() && !has_shares; ++i) {
+    next_item_[i].store(0, std::memory_order_relaxed);
+  }
 }
 
 void StepProgram::mark_outputs(const Pass& pass) {
@@ -400,11 +403,14 @@ void StepProgram::finish(const Pass& pass, int part, int parts) {
   }
   pool_->barrier();
   for (int64_t r = part; r < pass.num_rows; r += parts) {
+    const bool is_last = r + parts >= pass.num_rows;
     for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
-      if (owner(chunk) < 0) sum_up(r, chunk, nullptr);
+      if (owner(chunk) >= 0) continue;
+      sum_up(r, chunk, is_last ? nullptr : &logits_[(r + parts) * stride + chunk * kLogitChunk]);
     }
     sample_row(&logits_[r * stride], &summaries_[r * num_chunks], *pass.tables, *pass.sampling, r,
                pass.sampled, workers_[part].sampling);
+    matrices_[embedding_].ask_for_row(pass.sampled.token_ids[r]);
   }
 }
 

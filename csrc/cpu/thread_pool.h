@@ -73,7 +73,8 @@ class ThreadPool {
   const int spin_us_;
   const uint32_t birth_;  // forks before it
   std::mutex run_mutex_;
-  Task task_ = nullptr;  // written before epoch_ moves on, read after
+  // Written before epoch_ moves on, read after; away from the lock, which is the callers' alone.
+  alignas(64) Task task_ = nullptr;
   void* context_ = nullptr;
   bool is_stopping_ = false;
   alignas(64) std::atomic<uint32_t> epoch_{0};
