@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stagebeam.engine.memory.caches import zero_caches
-from stagebeam.engine.models.forward import ForwardBatch, PrefillAttention
+from stagebeam.engine.models.forward import ForwardBatch, KVLayers, PrefillAttention
 from stagebeam.engine.models.loader import build_native_model, read_spec
 from stagebeam.engine.models.native import DecodeAddresses
 from stagebeam.engine.models.safetensors_files import SafetensorsFiles
@@ -40,6 +40,7 @@ class NativeRun:
             backend_ops=resolve("reference"),
             num_threads=num_threads,
         )
+        self._no_images: KVLayers = []  # the same list every call: another is bound anew
         self._kv_dtype = KV_DTYPES.get(weight_format, torch.bfloat16)
 
     @property
@@ -94,7 +95,7 @@ class NativeRun:
         )
         time.sleep(_PAUSE)
         began = time.perf_counter()
-        hidden = self.model.forward(batch, self._kv, [])
+        hidden = self.model.forward(batch, self._kv, self._no_images)
         first = torch.from_numpy(self.model.logits(hidden).numpy().argmax(-1))
         seconds = time.perf_counter() - began
         self._start_decoding(first.repeat_interleave(branches), length, branches)
@@ -103,7 +104,9 @@ class NativeRun:
     def step(self) -> float:
         """One greedy token a branch, as the engine's decode step takes it; seconds."""
         began = time.perf_counter()
-        self.model.decode_steps(1, self._addresses, self._kv, [], self._tables, self._eos_ids)
+        self.model.decode_steps(
+            1, self._addresses, self._kv, self._no_images, self._tables, self._eos_ids
+        )
         return time.perf_counter() - began
 
     def _start_decoding(self, first: Tensor, length: int, branches: int) -> None:

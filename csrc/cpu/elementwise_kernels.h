@@ -1,13 +1,17 @@
 // Bodies of the norms, SiLU, rotary embedding, cache writes and log-sum-exp; included like simd8.h.
 
-// Sums of f(x) in eight lanes, whatever comes after `cols` counting as zero.
+// Sums of f(x) in four times eight lanes, whatever comes after `cols` counting as zero; f takes
+// vectors of any width.
 template <typename Function>
 STAGEBEAM_INLINE float sum_of(const float* x, int64_t cols, Function&& f) {
-  Lanes sums[4] = {};
+  constexpr int kWides = 4 * sizeof(Lanes) / sizeof(WideLanes);
+  WideLanes wides[kWides] = {};
   int64_t i = 0;
   for (; i + 4 * kLanes <= cols; i += 4 * kLanes) {
-    for (int v = 0; v < 4; ++v) sums[v] += f(load(x + i + v * kLanes));
+    for (int v = 0; v < kWides; ++v) wides[v] += f(load_wide(x + i + v * 4 / kWides * kLanes));
   }
+  Lanes sums[4];
+  std::memcpy(sums, wides, sizeof sums);
   for (; i + kLanes <= cols; i += kLanes) sums[0] += f(load(x + i));
   float total = sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
   for (; i < cols; ++i) total += f(splat(x[i]))[0];
@@ -15,7 +19,7 @@ STAGEBEAM_INLINE float sum_of(const float* x, int64_t cols, Function&& f) {
 }
 
 void rms_norm(const float* x, const float* weight, float eps, int64_t cols, float* out) {
-  const float square = sum_of(x, cols, [](Lanes v) { return v * v; });
+  const float square = sum_of(x, cols, [](auto v) { return v * v; });
   const float scale = 1.0f / std::sqrt(square / static_cast<float>(cols) + eps);
   for (int64_t i = 0; i < cols; ++i) out[i] = weight[i] * (x[i] * scale);
 }
@@ -23,8 +27,8 @@ void rms_norm(const float* x, const float* weight, float eps, int64_t cols, floa
 void layer_norm(const float* x, const float* weight, const float* bias, float eps, int64_t cols,
                 float* out) {
   const auto count = static_cast<float>(cols);
-  const float mean = sum_of(x, cols, [](Lanes v) { return v; }) / count;
-  const float square = sum_of(x, cols, [mean](Lanes v) { return (v - mean) * (v - mean); });
+  const float mean = sum_of(x, cols, [](auto v) { return v; }) / count;
+  const float square = sum_of(x, cols, [mean](auto v) { return (v - mean) * (v - mean); });
   const float scale = 1.0f / std::sqrt(square / count + eps);
   for (int64_t i = 0; i < cols; ++i) out[i] = (x[i] - mean) * scale * weight[i] + bias[i];
 }
@@ -92,19 +96,22 @@ void store_head(const float* x, int64_t cols, CacheFormat format, void* out, flo
   }
 }
 
-double exp_sum(const float* x, int64_t count, float largest, float temperature) {
-  constexpr int64_t kPart = 4096;  // floats are summed this far, then doubles
-  const Lanes top = splat(largest), scale = splat(temperature);
+// Sums of f(x) in floats as far as they go, then in doubles.
+template <typename Function>
+STAGEBEAM_INLINE double long_sum_of(const float* x, int64_t count, Function&& f) {
+  constexpr int64_t kPart = 4096;
   double total = 0;
   for (int64_t begin = 0; begin < count; begin += kPart) {
-    const int64_t part = std::min(kPart, count - begin);
-    if (temperature == 1) {  // a division takes as long as the rest
-      total += sum_of(x + begin, part, [&](Lanes v) { return exponential(v - top); });
-    } else {
-      total += sum_of(x + begin, part, [&](Lanes v) { return exponential((v - top) / scale); });
-    }
+    total += sum_of(x + begin, std::min(kPart, count - begin), f);
   }
   return total;
+}
+
+double exp_sum(const float* x, int64_t count, float largest, float temperature) {
+  if (temperature == 1) {  // a division takes as long as the rest
+    return long_sum_of(x, count, [&](auto v) { return exponential(v - largest); });
+  }
+  return long_sum_of(x, count, [&](auto v) { return exponential((v - largest) / temperature); });
 }
 
 // The largest of x; several at once, since each comparison waits for the one before.
@@ -123,7 +130,8 @@ float largest(const float* x, int64_t count) {
   return top;
 }
 
-void log_sum_exp(const float* x, int64_t count, float* top, int64_t* place, double* sum) {
+void log_sum_exp(const float* x, int64_t count, const float* ahead, float* top, int64_t* place,
+                 double* sum) {
   constexpr int64_t kBlock = 8 * kLanes;
   *top = largest(x, count);
   const Lanes tops = splat(*top);
@@ -138,5 +146,11 @@ void log_sum_exp(const float* x, int64_t count, float* top, int64_t* place, doub
   while (at + kBlock <= count && !has_top(x + at)) at += kBlock;
   while (at < count - 1 && !(x[at] == *top)) ++at;
   *place = at;
-  *sum = exp_sum(x, count, *top, 1.0f);
+  auto next = reinterpret_cast<uintptr_t>(ahead);
+  const float largest = *top;
+  *sum = long_sum_of(x, count, [&](auto v) {
+    __builtin_prefetch(reinterpret_cast<const void*>(next));
+    next += sizeof v;
+    return exponential(v - largest);
+  });
 }

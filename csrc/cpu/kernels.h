@@ -189,8 +189,10 @@ struct Kernels {
   // Writes one head's vector to a cache; int8 writes its scale too.
   void (*store_head)(const float* x, int64_t cols, CacheFormat format, void* out, float* scale);
   float (*largest)(const float* x, int64_t count);
-  // The largest of x, its first place, and the sum of exp(x - largest).
-  void (*log_sum_exp)(const float* x, int64_t count, float* largest, int64_t* place, double* sum);
+  // The largest of x, its first place, and the sum of exp(x - largest). Asks meanwhile for the
+  // `count` numbers at `ahead`.
+  void (*log_sum_exp)(const float* x, int64_t count, const float* ahead, float* largest,
+                      int64_t* place, double* sum);
   // The sum of exp((x - largest) / temperature).
   double (*exp_sum)(const float* x, int64_t count, float largest, float temperature);
 };

@@ -1,4 +1,5 @@
-// The kernels with AVX-512's registers and masks; vectors stay 8 lanes wide.
+// The kernels with AVX-512's registers and masks; vectors stay 8 lanes wide but where sums are
+// taken.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -19,6 +20,7 @@
 
 namespace stagebeam::cpu {
 namespace {
+#define STAGEBEAM_WIDE_LANES
 #include "kernel_bodies.h"
 }  // namespace
 

@@ -192,7 +192,12 @@ std::byte* PackedMatrix::panel_at(int64_t panel) const {
 }
 
 const std::byte* PackedMatrix::share(int64_t share, int64_t shares) const {
-  return panel_at(first_panel(share, shares));
+  return has_run_for_each(shares) ? runs_[share].data : panel_at(first_panel(share, shares));
+}
+
+void PackedMatrix::ask_for_row(int64_t row) const {
+  const std::byte* panel = place(row).panel;
+  for (size_t i = 0; i < panel_bytes_; i += kLineBytes) __builtin_prefetch(panel + i);
 }
 
 void PackedMatrix::check_rows(int64_t first_row, int64_t num_rows) const {

@@ -96,6 +96,9 @@ class PackedMatrix {
   // The weights that the products use, as float32 [num_rows, in_features], rows `stride` apart.
   void unpack_rows(int64_t first_row, int64_t num_rows, float* out, int64_t stride) const;
 
+  // Asks for the cache lines that unpack_rows reads of one row: the next step's thread has them.
+  void ask_for_row(int64_t row) const;
+
   int64_t out_features() const { return out_features_; }
   int64_t in_features() const { return in_features_; }
   WeightFormat format() const { return format_; }
@@ -109,6 +112,8 @@ class PackedMatrix {
   size_t num_bytes() const { return num_panels_ * panel_bytes_; }
   // The first panel of share `share` of `shares`; gate and up panels stay together.
   int64_t first_panel(int64_t share, int64_t shares) const {
+    if (share == shares) return num_panels_;
+    if (has_run_for_each(shares)) return runs_[share].first;
     const int64_t unit = order_ == RowOrder::kGateUp ? 2 : 1;
     return num_panels_ / unit * share / shares * unit;
   }
@@ -118,7 +123,7 @@ class PackedMatrix {
     std::byte* data;
   };
   const std::vector<Run>& runs() const { return runs_; }
-  // Where the first panel of a share is.
+  // Where the first panel of a share is; for one without panels, somewhere in the matrix or null.
   const std::byte* share(int64_t share, int64_t shares) const;
 
  private:
@@ -128,6 +133,10 @@ class PackedMatrix {
   };
   Place place(int64_t row) const;
   std::byte* panel_at(int64_t panel) const;
+  // Whether the runs are these shares: the usual case, without a division.
+  bool has_run_for_each(int64_t shares) const {
+    return static_cast<int64_t>(runs_.size()) == shares;
+  }
   void check_rows(int64_t first_row, int64_t num_rows) const;
   void swap(PackedMatrix& other) noexcept;
 

@@ -119,9 +119,10 @@ void filter(const float* logits, int64_t vocab_size, const LogitSummary& summary
 
 }  // namespace
 
-LogitSummary summarize(const float* chunk, int64_t count) {
+LogitSummary summarize(const float* chunk, int64_t count, const float* ahead) {
   LogitSummary summary{};
-  kernels().log_sum_exp(chunk, count, &summary.largest, &summary.place, &summary.sum);
+  kernels().log_sum_exp(chunk, count, ahead != nullptr ? ahead : chunk, &summary.largest,
+                        &summary.place, &summary.sum);
   return summary;
 }
 

@@ -24,7 +24,8 @@ struct LogitSummary {
 constexpr int64_t num_logit_chunks(int64_t vocab_size) {
   return (vocab_size + kLogitChunk - 1) / kLogitChunk;
 }
-LogitSummary summarize(const float* chunk, int64_t count);
+// `ahead` is the chunk that is summed up next; null for none.
+LogitSummary summarize(const float* chunk, int64_t count, const float* ahead = nullptr);
 LogitSummary combine(const LogitSummary* chunks, int64_t num_chunks);
 
 // Working memory of `choose_token`, kept between rows.

@@ -13,10 +13,22 @@ using Words = uint32_t __attribute__((vector_size(32)));
 
 constexpr int64_t kLanes = 8;
 
+// Two of them side by side where a file's registers hold as many.
+#if defined(STAGEBEAM_WIDE_LANES)
+using WideLanes = float __attribute__((vector_size(64)));
+typedef float WideLanesAt __attribute__((vector_size(64), aligned(4), may_alias));
+#else
+using WideLanes = Lanes;
+using WideLanesAt = LanesAt;
+#endif
+
 #define STAGEBEAM_INLINE inline __attribute__((always_inline))
 
 STAGEBEAM_INLINE Lanes load(const float* p) {
   return *reinterpret_cast<const LanesAt*>(p);
+}
+STAGEBEAM_INLINE WideLanes load_wide(const float* p) {
+  return *reinterpret_cast<const WideLanesAt*>(p);
 }
 STAGEBEAM_INLINE void store(float* p, Lanes x) {
   *reinterpret_cast<LanesAt*>(p) = x;
@@ -54,8 +66,9 @@ STAGEBEAM_INLINE void store_partial(float* p, Lanes x, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = x[i];
 }
 
-STAGEBEAM_INLINE Lanes select(Ints mask, Lanes yes, Lanes no) {
-  return (Lanes)((mask & (Ints)yes) | (~mask & (Ints)no));
+template <typename Mask, typename Vector>
+STAGEBEAM_INLINE Vector select(Mask mask, Vector yes, Vector no) {
+  return mask ? yes : no;
 }
 STAGEBEAM_INLINE Lanes larger(Lanes a, Lanes b) {
   return select(a > b, a, b);
@@ -89,20 +102,20 @@ STAGEBEAM_INLINE Lanes sum_each(const Lanes x[8]) {
 }
 
 // e^x within 2 units in the last place; 0 below -87, finite at most: x is at most 88 in its uses.
-STAGEBEAM_INLINE Lanes exponential(Lanes x) {
-  const Ints is_zero = x < -87.0f;
-  x = select(is_zero, splat(0), x);
-  x = select(x > 88.0f, splat(88.0f), x);
-  const Lanes shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-  const Lanes whole = (x * 1.44269504f + shift) - shift;
-  const Lanes r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  Lanes p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
+template <typename Vector>
+STAGEBEAM_INLINE Vector exponential(Vector x) {
+  using Mask = decltype(x < x);
+  const Mask is_zero = x < -87.0f;
+  x = select(x > 88.0f, Vector{} + 88.0f, x);
+  const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+  const Vector whole = (x * 1.44269504f + shift) - shift;
+  const Vector r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  const Ints exponent = (__builtin_convertvector(whole, Ints) + 127) << 23;
-  return select(is_zero, splat(0), p * (Lanes)exponent);
+  const Mask exponent = (__builtin_convertvector(whole, Mask) + 127) << 23;
+  return select(is_zero, Vector{}, p * (Vector)exponent);
 }

@@ -161,7 +161,10 @@ void StepProgram::prepare(const Pass& pass) {
     grow(logits_, pass.num_rows * matrices_[head_].out_features());
     grow(summaries_, pass.num_rows * num_logit_chunks(shape_.vocab_size));
   }
-  for (size_t i = 0; i < ops_.size(); ++i) next_item_[i].store(0, std::memory_order_relaxed);
+  const bool has_shares = self_plan_.is_split() && (!pass.cross || cross_plan_.is_split());
+  for (size_t i = 0; i < ops_.size() && !has_shares; ++i) {
+    next_item_[i].store(0, std::memory_order_relaxed);
+  }
 }
 
 void StepProgram::mark_outputs(const Pass& pass) {
@@ -371,9 +374,9 @@ void StepProgram::finish(const Pass& pass, int part, int parts) {
   const PackedMatrix& head = matrices_[head_];
   const int64_t stride = head.out_features(), num_chunks = num_logit_chunks(vocab_size);
   linear_part(head, {x, width}, pass.num_rows, {logits_.data(), stride}, part, parts);
-  auto sum_up = [&](int64_t row, int64_t chunk) {
+  auto sum_up = [&](int64_t row, int64_t chunk, const float* ahead) {
     const int64_t begin = chunk * kLogitChunk, count = std::min(kLogitChunk, vocab_size - begin);
-    summaries_[row * num_chunks + chunk] = summarize(&logits_[row * stride + begin], count);
+    summaries_[row * num_chunks + chunk] = summarize(&logits_[row * stride + begin], count, ahead);
   };
   // Whose share of the head holds a whole chunk of logits; -1 where it crosses a border.
   auto owner = [&](int64_t chunk) {
@@ -388,15 +391,22 @@ void StepProgram::finish(const Pass& pass, int part, int parts) {
   };
   for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
     if (owner(chunk) != part) continue;
-    for (int64_t r = 0; r < pass.num_rows; ++r) sum_up(r, chunk);
+    for (int64_t r = 0; r < pass.num_rows; ++r) {
+      const bool is_last = r + 1 == pass.num_rows;
+      const int64_t row = is_last ? 0 : r + 1, next = std::min(chunk + is_last, num_chunks - 1);
+      sum_up(r, chunk, &logits_[row * stride + next * kLogitChunk]);
+    }
   }
   pool_->barrier();
   for (int64_t r = part; r < pass.num_rows; r += parts) {
+    const bool is_last = r + parts >= pass.num_rows;
     for (int64_t chunk = 0; chunk < num_chunks; ++chunk) {
-      if (owner(chunk) < 0) sum_up(r, chunk);
+      if (owner(chunk) >= 0) continue;
+      sum_up(r, chunk, is_last ? nullptr : &logits_[(r + parts) * stride + chunk * kLogitChunk]);
     }
     sample_row(&logits_[r * stride], &summaries_[r * num_chunks], *pass.tables, *pass.sampling, r,
                pass.sampled, workers_[part].sampling);
+    matrices_[embedding_].ask_for_row(pass.sampled.token_ids[r]);
   }
 }
 

@@ -8,7 +8,7 @@
 #include "cpu_count.h"
 
 #if defined(__unix__) || defined(__APPLE__)
-#include <unistd.h>
+#include <pthread.h>
 #endif
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -21,12 +21,16 @@ namespace {
 thread_local const ThreadPool* current_region = nullptr;
 thread_local int current_part = 0;
 
-int64_t process_id() {
+// How many forks lie between this process and the first. Asking the system for the process's id
+// before each region costs up to 2 us, since it drops what the processor knows of memory.
+uint32_t num_forks() {
+  static std::atomic<uint32_t> count{0};
 #if defined(__unix__) || defined(__APPLE__)
-  return getpid();
-#else
-  return 0;
+  static const int registered =
+      pthread_atfork(nullptr, nullptr, [] { count.fetch_add(1, std::memory_order_relaxed); });
+  static_cast<void>(registered);
 #endif
+  return count.load(std::memory_order_relaxed);
 }
 
 // Counts wrap around; those compared are never far apart.
@@ -47,7 +51,7 @@ inline void pause() {
 ThreadPool::ThreadPool(int num_threads, int spin_us)
     : num_threads_(num_threads),
       spin_us_(num_threads > available_cpus() ? 0 : spin_us),
-      owner_pid_(process_id()),
+      birth_(num_forks()),
       arrivals_(std::make_unique<Arrivals[]>(std::max(num_threads, 1))),
       workers_(std::make_unique<std::vector<std::thread>>()) {
   if (num_threads < 1 || spin_us < 0) {
@@ -62,7 +66,7 @@ ThreadPool::ThreadPool(int num_threads, int spin_us)
 }
 
 ThreadPool::~ThreadPool() {
-  if (process_id() != owner_pid_) {  // after fork: there is nothing to join
+  if (num_forks() != birth_) {  // after fork: there is nothing to join
     static_cast<void>(workers_.release());
     return;
   }
@@ -73,11 +77,10 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run_task(Task task, void* context) {
-  if (process_id() != owner_pid_) {
-    throw std::runtime_error("this thread pool was made before a fork, in process " +
-                             std::to_string(owner_pid_) +
-                             ", and its threads do not exist in this one: make it after the fork "
-                             "(start worker processes with \"spawn\")");
+  if (num_forks() != birth_) {
+    throw std::runtime_error(
+        "this thread pool was made before a fork, and its threads do not exist in this process: "
+        "make it after the fork (start worker processes with \"spawn\")");
   }
   if (current_region != nullptr) {
     throw std::logic_error("ThreadPool::run was called inside a parallel region");
@@ -93,7 +96,7 @@ void ThreadPool::run_task(Task task, void* context) {
 void ThreadPool::work(int part) {
   uint32_t seen = 0;
   while (true) {
-    seen = wait_for(epoch_, seen + 1);
+    seen = wait_for(epoch_, seen + 1, spin_us_ * kIdleSpins);
     if (is_stopping_) return;
     execute(task_, context_, part);
   }
@@ -126,10 +129,12 @@ bool ThreadPool::is_open(uint32_t arrival) const noexcept {
 }
 
 void ThreadPool::wait(uint32_t arrival) const noexcept {
-  for (int part = 0; part < num_threads_; ++part) wait_for(arrivals_[part].count, arrival);
+  for (int part = 0; part < num_threads_; ++part)
+    wait_for(arrivals_[part].count, arrival, spin_us_);
 }
 
-uint32_t ThreadPool::wait_for(const std::atomic<uint32_t>& count, uint32_t least) const noexcept {
+uint32_t ThreadPool::wait_for(const std::atomic<uint32_t>& count, uint32_t least,
+                              int spin_us) const noexcept {
   // The clock is looked at every few microseconds, and not by those who need not wait as long.
   constexpr int kPausesPerLook = 64;
   uint32_t now = count.load(std::memory_order_acquire);
@@ -140,8 +145,8 @@ uint32_t ThreadPool::wait_for(const std::atomic<uint32_t>& count, uint32_t least
     }
     return !has_reached(now, least);
   };
-  if (spin_us_ > 0 && spin()) {
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us_);
+  if (spin_us > 0 && spin()) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_us);
     while (spin() && std::chrono::steady_clock::now() < deadline) {
     }
   }
