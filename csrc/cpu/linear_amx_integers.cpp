@@ -2,7 +2,7 @@
 // of integer_kernels.h in their order: the same bits.
 //
 // A tile of sums takes as long to store for one row as for 16, so a product has 16 where it can: up
-// to 8 rows meet two groups in one. Fewer rows than least_rows() are faster in registers.
+// to 8 rows of int8 meet two groups in one.
 #if defined(__x86_64__)
 #include <cstddef>
 #include <cstdint>
@@ -31,11 +31,10 @@ constexpr int kGroupBytes = kGroupSize * kPanelRows;  // of weights as bytes
 constexpr int kSums = 0, kX = 1, kWeights = 2;        // tiles
 constexpr int kSlots = 4;                             // of unpacked weights, where they pass by
 
-// int8's few rows wait for memory either way, and from the second cache gain from 4 rows on.
+// Fewer rows are faster in registers. int4's 7 and 8 rows are faster here alone, yet not in a step.
 constexpr int least_rows(WeightFormat format) {
-  return format == WeightFormat::kInt4 ? 7 : 5;
+  return format == WeightFormat::kInt4 ? 9 : 5;
 }
-constexpr int kLeastRows = 5;
 
 // Groups of a product of so many rows.
 constexpr int groups_at_once(int rows) {
@@ -98,7 +97,7 @@ STAGEBEAM_INLINE inline void unpack_group(const std::byte* lines, std::byte* out
 // Panels whose weights become bytes, of int4.
 struct Panels {
   int64_t first, end;
-  std::byte* bytes;  // [slots, kGroupBytes a group of a product], used in turns
+  std::byte* bytes;  // [slots, kGroupBytes], used in turns
   int64_t slots;
   bool is_new;  // not asked for and not unpacked yet
 };
@@ -112,13 +111,12 @@ void multiply_panels(const LinearTask& task, const Panels& panels, const Piece& 
                      int64_t rows) {
   constexpr PanelLayout kLayout = panel_layout(kFormat);
   constexpr bool kIsInt4 = kFormat == WeightFormat::kInt4;
+  static_assert(R >= least_rows(kFormat));
   constexpr int kAtOnce = groups_at_once(R), kLineWidth = kAtOnce * kGroupSize;
   constexpr int64_t kTileBytes = kAtOnce * R * kLineWidth;
   constexpr int64_t kBlockGroups = kLayout.block_k / kGroupSize,
                     kBlockBytes = kLayout.block_bytes();
-  // Weights that are asked for at a time.
-  constexpr int64_t kAskGroups = kAtOnce > kBlockGroups ? kAtOnce : kBlockGroups;
-  constexpr int kAskLines = kBlockBytes * (kAskGroups / kBlockGroups) / kLineBytes;
+  constexpr int kBlockLines = kBlockBytes / kLineBytes;
   const int64_t groups = (task.in_features + kGroupSize - 1) / kGroupSize;
   const int64_t panel_bytes = task.panel_bytes, slots = panels.slots;
   const bool is_new = panels.is_new;
@@ -142,24 +140,20 @@ void multiply_panels(const LinearTask& task, const Panels& panels, const Piece& 
   auto block_of = [](const std::byte* panel, int64_t group)
                       STAGEBEAM_INLINE { return panel + group / kBlockGroups * kBlockBytes; };
   auto ask = [&](const Place& at) STAGEBEAM_INLINE {
-    if (!is_new || at.group % kAskGroups != 0) return;
+    if (!is_new || at.group % kBlockGroups != 0) return;
     const std::byte* line = block_of(at.panel, at.group);
-    STAGEBEAM_UNROLL for (int i = 0; i < kAskLines; ++i) {
+    STAGEBEAM_UNROLL for (int i = 0; i < kBlockLines; ++i) {
       _mm_prefetch(line + kIntegerBytesNear + i * kLineBytes, _MM_HINT_T0);
     }
-    ask_for_next_window<kAskLines>(line);
+    ask_for_next_window<kBlockLines>(line);
   };
   const std::byte* first = task.panel(panels.first);
   Place unpacked{first, panels.end - panels.first}, multiplied = unpacked;
   auto unpack = [&]() STAGEBEAM_INLINE {
     if (!kIsInt4 || unpacked.panels == 0) return;
     if (is_new) {
-      std::byte* to = bytes + unpacked.slot * (kAtOnce * kGroupBytes);
-      const std::byte* lines = block_of(unpacked.panel, unpacked.group) + kLayout.scale_bytes;
-      unpack_group(lines, to);
-      if (kAtOnce == 2 && unpacked.group + 1 < groups) {
-        unpack_group(lines + kBlockBytes, to + kGroupBytes);
-      }
+      unpack_group(block_of(unpacked.panel, unpacked.group) + kLayout.scale_bytes,
+                   bytes + unpacked.slot * kGroupBytes);
       ask(unpacked);
     }
     advance(unpacked);
@@ -171,7 +165,7 @@ void multiply_panels(const LinearTask& task, const Panels& panels, const Piece& 
     amx::load<kX>(tiles + multiplied.group / kAtOnce * kTileBytes, kLineWidth);
     amx::zero<kSums>();
     if constexpr (kIsInt4) {
-      amx::load<kWeights>(bytes + multiplied.slot * (kAtOnce * kGroupBytes), kLineBytes);
+      amx::load<kWeights>(bytes + multiplied.slot * kGroupBytes, kLineBytes);
       amx::add_uint8<kSums, kX, kWeights>();
     } else {
       const std::byte* lines = block_of(multiplied.panel, multiplied.group) + kLayout.scale_bytes;
@@ -228,16 +222,17 @@ void multiply_panels(const LinearTask& task, const Panels& panels, const Piece& 
 using PanelsFunction = void (*)(const LinearTask&, const Panels&, const Piece&, int64_t, int64_t);
 template <WeightFormat kFormat>
 struct PanelsTable {
-  PanelsFunction run[amx::kRows - kLeastRows + 1];  // [rows - kLeastRows]
+  static constexpr int kNumRows = amx::kRows - least_rows(kFormat) + 1;
+  PanelsFunction run[kNumRows];  // [rows - least_rows]
 
   template <int... R>
   static constexpr PanelsTable make(std::integer_sequence<int, R...>) {
-    return {{&multiply_panels<kFormat, R + kLeastRows>...}};
+    return {{&multiply_panels<kFormat, R + least_rows(kFormat)>...}};
   }
 };
 template <WeightFormat kFormat>
 constexpr PanelsTable<kFormat> kPanelsTable =
-    PanelsTable<kFormat>::make(std::make_integer_sequence<int, amx::kRows - kLeastRows + 1>{});
+    PanelsTable<kFormat>::make(std::make_integer_sequence<int, PanelsTable<kFormat>::kNumRows>{});
 
 amx::Config config_of(int rows) {
   const int at_once = groups_at_once(rows);
@@ -253,11 +248,12 @@ amx::Config config_of(int rows) {
 template <WeightFormat kFormat>
 void multiply_rows(const LinearTask& task, int64_t row, int64_t rows, int64_t first, int64_t end) {
   constexpr bool kIsInt4 = kFormat == WeightFormat::kInt4;
+  constexpr int kLeast = least_rows(kFormat);
   const int64_t unit = task.epilogue.kind == Epilogue::Kind::kSiluMul ? 2 : 1;
   const int64_t groups = (task.in_features + kGroupSize - 1) / kGroupSize;
   const int64_t pieces = (rows + amx::kRows - 1) / amx::kRows;
   const int64_t even = (rows + pieces - 1) / pieces;
-  const int size = static_cast<int>(even < kLeastRows ? kLeastRows : even);
+  const int size = static_cast<int>(even < kLeast ? kLeast : even);
   std::byte* x = task.integers + (kIsInt4 ? 2 * groups * kGroupBytes : 0);
   const int64_t x_bytes = Piece::num_bytes(groups, size);
   auto piece_of = [&](int64_t piece) { return Piece(x + piece * x_bytes, groups, size); };
@@ -266,10 +262,10 @@ void multiply_rows(const LinearTask& task, int64_t row, int64_t rows, int64_t fi
     piece_of(r / size).set(static_cast<int>(r % size), task.x.data + (row + r) * task.x.stride,
                            task.in_features, kIsInt4 ? 1.0f / kInt4Factor : 1.0f);
   }
-  const auto multiply = kPanelsTable<kFormat>.run[size - kLeastRows];
+  const auto multiply = kPanelsTable<kFormat>.run[size - kLeast];
   const amx::Tiles tiles(config_of(size));
   if (pieces == 1) {
-    alignas(64) std::byte bytes[kSlots * 2 * kGroupBytes];
+    alignas(64) std::byte bytes[kSlots * kGroupBytes];
     ask_for_out(task, row, rows, first);
     return multiply(task, {first, end, bytes, kSlots, true}, piece_of(0), row, rows);
   }
