@@ -280,11 +280,7 @@ void multiply_rounded(const LinearTask& task, int64_t first, int64_t end) {
                                                    task.integers + piece * piece_bytes, groups,
                                                    task.sums + p * kPanelRows, step * kPanelRows);
         }
-        const int64_t column = panel / step * kPanelRows, columns = task.out_columns - column;
-        for (int64_t r = 0; r < count; ++r) {
-          finish<S>(task, task.sums + r * step * kPanelRows, row + at + r, column,
-                    static_cast<int>(columns < kPanelRows ? columns : kPanelRows));
-        }
+        finish<S>(task, task.sums, step * kPanelRows, row + at, count, panel / step * kPanelRows);
         at += count;
       }
     }

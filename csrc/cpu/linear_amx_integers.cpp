@@ -1,7 +1,8 @@
-// The integer products with AMX: a group's exact dots for up to 16 rows at once, in a tile of their
-// own, then the float multiply-adds of integer_kernels.h in their order: the same bits.
+// The integer products with AMX: exact dots for up to 16 rows at once, then the float multiply-adds
+// of integer_kernels.h in their order: the same bits.
 //
-// A tile of sums takes as long to store for one row as for 16: few rows are faster in registers.
+// A tile of sums takes as long to store for one row as for 16, so a product has 16 where it can: up
+// to 8 rows of int8 meet two groups in one.
 #if defined(__x86_64__)
 #include <cstddef>
 #include <cstdint>
@@ -28,28 +29,54 @@ namespace {
 using S = SimdAmxIntegers;
 constexpr int kGroupBytes = kGroupSize * kPanelRows;  // of weights as bytes
 constexpr int kSums = 0, kX = 1, kWeights = 2;        // tiles
-constexpr int kLeastRows = 9;                         // fewer take less time in registers
-// How far ahead of their use few rows ask for weights, in the second and in the first cache.
-constexpr int64_t kBytesAhead = 16384, kBytesNear = 2048;
+constexpr int kSlots = 4;                             // of unpacked weights, where they pass by
 
-// `rows` rows of rounded activations: a tile for each group, then for each group the rows' scales
-// and their sums times these (see IntegerGroup).
+// Fewer rows are faster in registers. int4's 7 and 8 rows are faster here alone, yet not in a step.
+constexpr int least_rows(WeightFormat format) {
+  return format == WeightFormat::kInt4 ? 9 : 5;
+}
+
+// Groups of a product of so many rows.
+constexpr int groups_at_once(int rows) {
+  return rows <= amx::kRows / 2 ? 2 : 1;
+}
+
+// `rows` rows of rounded activations: a tile for each product, then for each group the rows' scales
+// and their sums times these (see IntegerGroup). Where a product has two groups a row stands twice
+// in its tile: with its numbers of the first group and zeros, below with zeros and the second's.
 struct Piece {
+  int64_t tile_bytes, line_bytes;
+  int rows, is_pair;
   std::byte* tiles;
   float* scales;  // [groups, 2, rows]
 
   static int64_t num_bytes(int64_t groups, int rows) {
-    return (groups * rows * (kGroupSize + 2 * int64_t{sizeof(float)}) + 63) / 64 * 64;
+    const int64_t at_once = groups_at_once(rows), steps = (groups + at_once - 1) / at_once;
+    const int64_t tile_bytes = at_once * rows * at_once * kGroupSize;
+    return (steps * tile_bytes + groups * rows * 2 * int64_t{sizeof(float)} + 63) / 64 * 64;
   }
-  Piece(std::byte* memory, int64_t groups, int rows)
-      : tiles(memory), scales(reinterpret_cast<float*>(memory + groups * rows * kGroupSize)) {}
+  Piece(std::byte* memory, int64_t groups, int num_rows)
+      : tile_bytes(num_rows * kGroupSize),
+        line_bytes(kGroupSize),
+        rows(num_rows),
+        is_pair(groups_at_once(num_rows) - 1),
+        tiles(memory) {
+    if (is_pair) tile_bytes *= 4, line_bytes *= 2;
+    scales = reinterpret_cast<float*>(tiles + ((groups + is_pair) >> is_pair) * tile_bytes);
+  }
 
+  // Before the rows are set.
+  void clear(int64_t groups) const {
+    if (is_pair) std::memset(tiles, 0, static_cast<size_t>((groups + 1) / 2 * tile_bytes));
+  }
   // Rounds `count` numbers to row `row`.
-  void set(int row, int rows, const float* x, int64_t count, float factor) const {
-    auto place = [&](int64_t g) {
-      return reinterpret_cast<int8_t*>(tiles + (g * rows + row) * kGroupSize);
+  void set(int row, const float* x, int64_t count, float factor) const {
+    const int64_t second = rows * line_bytes + kGroupSize;
+    auto place = [=, *this](int64_t g) {
+      std::byte* tile = tiles + (g >> is_pair) * tile_bytes;
+      return reinterpret_cast<int8_t*>(tile + row * line_bytes + (g & is_pair) * second);
     };
-    Rounding<S>::row(x, count, factor, place, [&](int64_t g, float scale, int32_t sum) {
+    Rounding<S>::row(x, count, factor, place, [=, *this](int64_t g, float scale, int32_t sum) {
       scales[2 * g * rows + row] = scale;
       scales[(2 * g + 1) * rows + row] = scale * static_cast<float>(sum);
     });
@@ -67,140 +94,187 @@ STAGEBEAM_INLINE inline void unpack_group(const std::byte* lines, std::byte* out
   }
 }
 
-// What a kernel is told of a panel.
-struct Panel {
-  const std::byte* packed;
-  std::byte* unpacked;     // of int4: [groups, kGroupBytes]
-  bool is_new;             // not unpacked yet
-  const std::byte* ahead;  // lines that are asked for, so many with each group
-  int64_t lines_ahead;
+// Panels whose weights become bytes, of int4.
+struct Panels {
+  int64_t first, end;
+  std::byte* bytes;  // [slots, kGroupBytes], used in turns
+  int64_t slots;
+  bool is_new;  // not asked for and not unpacked yet
 };
 
-// One panel times a piece of R rows, over all of K, to out [R, kPanelRows].
+// Some panels times a piece of R rows, to rows row .. row + rows - 1 of the result.
+//
+// What is stored in lines and loaded in tiles, or the other way round, would wait for its store: so
+// unpacking runs ahead of products and those ahead of multiply-adds, from one panel into the next.
 template <WeightFormat kFormat, int R>
-void multiply_groups(Panel panel, const Piece& x, int64_t groups, float* out, int64_t out_stride) {
+void multiply_panels(const LinearTask& task, const Panels& panels, const Piece& piece, int64_t row,
+                     int64_t rows) {
   constexpr PanelLayout kLayout = panel_layout(kFormat);
   constexpr bool kIsInt4 = kFormat == WeightFormat::kInt4;
-  constexpr int kBlockGroups = kLayout.block_k / kGroupSize;
-  // What is stored in lines and loaded in tiles, or the other way round, would wait for its store.
-  constexpr int kDelay = 2, kDots = 4, kUnpackAhead = 3;
-  alignas(64) int32_t dots[kDots][R * kPanelRows];
-  auto block_of = [&](int64_t g) {
-    return panel.packed + g / kBlockGroups * kLayout.block_bytes();
+  static_assert(R >= least_rows(kFormat));
+  constexpr int kAtOnce = groups_at_once(R), kLineWidth = kAtOnce * kGroupSize;
+  constexpr int64_t kTileBytes = kAtOnce * R * kLineWidth;
+  constexpr int64_t kBlockGroups = kLayout.block_k / kGroupSize,
+                    kBlockBytes = kLayout.block_bytes();
+  constexpr int kBlockLines = kBlockBytes / kLineBytes;
+  const int64_t groups = (task.in_features + kGroupSize - 1) / kGroupSize;
+  const int64_t panel_bytes = task.panel_bytes, slots = panels.slots;
+  const bool is_new = panels.is_new;
+  std::byte* const bytes = panels.bytes;
+  const std::byte* const tiles = piece.tiles;
+  const float* const all_scales = piece.scales;
+  alignas(64) int32_t dots[2][kAtOnce * R * kPanelRows];
+
+  struct Place {
+    const std::byte* panel;
+    int64_t panels, group = 0, slot = 0;
   };
-  auto unpack = [&](int64_t g) STAGEBEAM_INLINE {
-    if (!panel.is_new || g >= groups) return;
-    unpack_group(block_of(g) + kLayout.scale_bytes, panel.unpacked + g * kGroupBytes);
+  auto advance = [&](Place& at) STAGEBEAM_INLINE {
+    if (++at.slot == slots) at.slot = 0;
+    at.group += kAtOnce;
+    if (at.group < groups) return;
+    at.group = 0;
+    at.panel += panel_bytes;
+    --at.panels;
   };
-  auto multiply = [&](int64_t g) STAGEBEAM_INLINE {
-    for (int64_t i = 0; i < panel.lines_ahead; ++i, panel.ahead += kLineBytes) {
-      _mm_prefetch(panel.ahead, _MM_HINT_T1);
-      _mm_prefetch(panel.ahead - (kBytesAhead - kBytesNear), _MM_HINT_T0);
+  auto block_of = [](const std::byte* panel, int64_t group)
+                      STAGEBEAM_INLINE { return panel + group / kBlockGroups * kBlockBytes; };
+  auto ask = [&](const Place& at) STAGEBEAM_INLINE {
+    if (!is_new || at.group % kBlockGroups != 0) return;
+    const std::byte* line = block_of(at.panel, at.group);
+    STAGEBEAM_UNROLL for (int i = 0; i < kBlockLines; ++i) {
+      _mm_prefetch(line + kIntegerBytesNear + i * kLineBytes, _MM_HINT_T0);
     }
-    amx::load<kX>(x.tiles + g * R * kGroupSize, kGroupSize);
+    ask_for_next_window<kBlockLines>(line);
+  };
+  const std::byte* first = task.panel(panels.first);
+  Place unpacked{first, panels.end - panels.first}, multiplied = unpacked;
+  auto unpack = [&]() STAGEBEAM_INLINE {
+    if (!kIsInt4 || unpacked.panels == 0) return;
+    if (is_new) {
+      unpack_group(block_of(unpacked.panel, unpacked.group) + kLayout.scale_bytes,
+                   bytes + unpacked.slot * kGroupBytes);
+      ask(unpacked);
+    }
+    advance(unpacked);
+  };
+  int64_t products = 0;
+  auto multiply = [&]() STAGEBEAM_INLINE {
+    if (products > 0) amx::store<kSums>(dots[(products - 1) % 2], kLineBytes);
+    if (multiplied.panels == 0) return;
+    amx::load<kX>(tiles + multiplied.group / kAtOnce * kTileBytes, kLineWidth);
     amx::zero<kSums>();
     if constexpr (kIsInt4) {
-      unpack(g + kUnpackAhead);
-      amx::load<kWeights>(panel.unpacked + g * kGroupBytes, kLineBytes);
+      amx::load<kWeights>(bytes + multiplied.slot * kGroupBytes, kLineBytes);
       amx::add_uint8<kSums, kX, kWeights>();
     } else {
-      amx::load<kWeights>(block_of(g) + kLayout.scale_bytes + g % kBlockGroups * kGroupBytes,
-                          kLineBytes);
+      const std::byte* lines = block_of(multiplied.panel, multiplied.group) + kLayout.scale_bytes;
+      amx::load<kWeights>(lines + multiplied.group % kBlockGroups * kGroupBytes, kLineBytes);
       amx::add_int8<kSums, kX, kWeights>();
+      ask(multiplied);
     }
-    amx::store<kSums>(dots[g % kDots], kLineBytes);
+    ++products;
+    advance(multiplied);
   };
 
-  __m512 sums[R];
-  STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) sums[r] = S::zero();
-  auto add = [&](int64_t g) STAGEBEAM_INLINE {
-    const auto* bits = reinterpret_cast<const uint16_t*>(block_of(g));
-    const float* scales = x.scales + 2 * g * R;
-    __m512 step, least = S::zero();
-    if constexpr (kIsInt4) {
-      step = S::load_fp16(bits);
-      least = S::load_fp16(bits + kPanelRows);
-    } else {
-      step = S::load_bf16(bits + g % kBlockGroups * kPanelRows);
+  for (int i = 0; i < kSlots - 1; ++i) unpack();
+  multiply();
+  unpack();
+  multiply();
+  unpack();
+  const int64_t unit = task.epilogue.kind == Epilogue::Kind::kSiluMul ? 2 : 1;
+  int64_t added = 0;
+  for (int64_t panel = panels.first; panel < panels.end; ++panel) {
+    __m512 sums[R];
+    STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) sums[r] = S::zero();
+    const std::byte* weights = task.panel(panel);
+    auto add = [&](int64_t g, const int32_t* group_dots) STAGEBEAM_INLINE {
+      const auto* bits = reinterpret_cast<const uint16_t*>(block_of(weights, g));
+      const float* scales = all_scales + 2 * g * R;
+      __m512 step, least = S::zero();
+      if constexpr (kIsInt4) {
+        step = S::load_fp16(bits);
+        least = S::load_fp16(bits + kPanelRows);
+      } else {
+        step = S::load_bf16(bits + g % kBlockGroups * kPanelRows);
+      }
+      STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
+        const __m512 scale = S::mul(step, S::set1(scales[r]));
+        const __m512 dot = _mm512_cvtepi32_ps(S::load_words(group_dots + r * kPanelRows));
+        sums[r] = S::fma(dot, scale, sums[r]);
+        if constexpr (kIsInt4) sums[r] = S::fma(least, S::set1(scales[R + r]), sums[r]);
+      }
+    };
+    for (int64_t g = 0; g < groups; g += kAtOnce, ++added) {
+      multiply();
+      unpack();
+      add(g, dots[added % 2]);
+      if (kAtOnce == 2 && g + 1 < groups) add(g + 1, dots[added % 2] + R * kPanelRows);
     }
-    STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
-      const __m512 scale = S::mul(step, S::set1(scales[r]));
-      const __m512 dot = _mm512_cvtepi32_ps(S::load_words(dots[g % kDots] + r * kPanelRows));
-      sums[r] = S::fma(dot, scale, sums[r]);
-      if constexpr (kIsInt4) sums[r] = S::fma(least, S::set1(scales[R + r]), sums[r]);
-    }
-  };
-
-  for (int64_t g = 0; kIsInt4 && g < kUnpackAhead; ++g) unpack(g);
-  for (int64_t g = 0; g < groups + kDelay; ++g) {
-    if (g < groups) multiply(g);
-    if (g >= kDelay) add(g - kDelay);
+    float* out = task.sums + (panel - panels.first) % unit * kPanelRows;
+    STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) S::store(out + r * unit * kPanelRows, sums[r]);
+    if ((panel - panels.first) % unit != unit - 1) continue;
+    finish<S>(task, task.sums, unit * kPanelRows, row, rows, panel / unit * kPanelRows);
+    if (panel + 1 < panels.end) ask_for_out(task, row, rows, panel + 1);
   }
-  STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) S::store(out + r * out_stride, sums[r]);
 }
 
-using GroupsFunction = void (*)(Panel, const Piece&, int64_t, float*, int64_t);
+using PanelsFunction = void (*)(const LinearTask&, const Panels&, const Piece&, int64_t, int64_t);
 template <WeightFormat kFormat>
-struct GroupsTable {
-  GroupsFunction run[amx::kRows - kLeastRows + 1];  // [rows - kLeastRows]
+struct PanelsTable {
+  static constexpr int kNumRows = amx::kRows - least_rows(kFormat) + 1;
+  PanelsFunction run[kNumRows];  // [rows - least_rows]
 
   template <int... R>
-  static constexpr GroupsTable make(std::integer_sequence<int, R...>) {
-    return {{&multiply_groups<kFormat, R + kLeastRows>...}};
+  static constexpr PanelsTable make(std::integer_sequence<int, R...>) {
+    return {{&multiply_panels<kFormat, R + least_rows(kFormat)>...}};
   }
 };
 template <WeightFormat kFormat>
-constexpr GroupsTable<kFormat> kGroupsTable =
-    GroupsTable<kFormat>::make(std::make_integer_sequence<int, amx::kRows - kLeastRows + 1>{});
+constexpr PanelsTable<kFormat> kPanelsTable =
+    PanelsTable<kFormat>::make(std::make_integer_sequence<int, PanelsTable<kFormat>::kNumRows>{});
 
 amx::Config config_of(int rows) {
+  const int at_once = groups_at_once(rows);
   amx::Config config;
-  config.set(kSums, rows, kLineBytes);
-  config.set(kX, rows, kGroupSize);
-  config.set(kWeights, kGroupBytes / kLineBytes, kLineBytes);
+  config.set(kSums, at_once * rows, kLineBytes);
+  config.set(kX, at_once * rows, at_once * kGroupSize);
+  config.set(kWeights, at_once * kGroupBytes / kLineBytes, kLineBytes);
   return config;
 }
 
 // Rows row .. row + rows - 1, which are rounded once: pieces of as many rows as each other, the
-// last one's after `rows` being whatever memory holds. Every panel stays near while it meets them.
+// last one's after `rows` being whatever memory holds.
 template <WeightFormat kFormat>
 void multiply_rows(const LinearTask& task, int64_t row, int64_t rows, int64_t first, int64_t end) {
   constexpr bool kIsInt4 = kFormat == WeightFormat::kInt4;
-  const int64_t step = task.epilogue.kind == Epilogue::Kind::kSiluMul ? 2 : 1;
+  constexpr int kLeast = least_rows(kFormat);
+  const int64_t unit = task.epilogue.kind == Epilogue::Kind::kSiluMul ? 2 : 1;
   const int64_t groups = (task.in_features + kGroupSize - 1) / kGroupSize;
   const int64_t pieces = (rows + amx::kRows - 1) / amx::kRows;
   const int64_t even = (rows + pieces - 1) / pieces;
-  const int size = static_cast<int>(even < kLeastRows ? kLeastRows : even);
-  const int64_t unpacked_bytes = groups * kGroupBytes;
-  std::byte* x = task.integers + (kIsInt4 ? 2 * unpacked_bytes : 0);
+  const int size = static_cast<int>(even < kLeast ? kLeast : even);
+  std::byte* x = task.integers + (kIsInt4 ? 2 * groups * kGroupBytes : 0);
   const int64_t x_bytes = Piece::num_bytes(groups, size);
+  auto piece_of = [&](int64_t piece) { return Piece(x + piece * x_bytes, groups, size); };
   for (int64_t r = 0; r < rows; ++r) {
-    Piece(x + r / size * x_bytes, groups, size)
-        .set(static_cast<int>(r % size), size, task.x.data + (row + r) * task.x.stride,
-             task.in_features, kIsInt4 ? 1.0f / kInt4Factor : 1.0f);
+    if (r % size == 0) piece_of(r / size).clear(groups);
+    piece_of(r / size).set(static_cast<int>(r % size), task.x.data + (row + r) * task.x.stride,
+                           task.in_features, kIsInt4 ? 1.0f / kInt4Factor : 1.0f);
   }
-  const auto multiply = kGroupsTable<kFormat>.run[size - kLeastRows];
-  const int64_t lines = task.panel_bytes / kLineBytes;
-  const bool is_few = pieces == 1;
-  // Many rows ask for the next panels evenly, while they meet these.
-  const int64_t lines_ahead = (lines + pieces * groups - 1) / (pieces * groups);
+  const auto multiply = kPanelsTable<kFormat>.run[size - kLeast];
   const amx::Tiles tiles(config_of(size));
-  for (int64_t panel = first; panel < end; panel += step) {
-    if (is_few) ask_for_out(task, row, rows, panel);
-    const std::byte* ahead = task.panel(panel + step);
+  if (pieces == 1) {
+    alignas(64) std::byte bytes[kSlots * kGroupBytes];
+    ask_for_out(task, row, rows, first);
+    return multiply(task, {first, end, bytes, kSlots, true}, piece_of(0), row, rows);
+  }
+  // Panels stay near, as bytes, while they meet the pieces.
+  for (int64_t panel = first; panel < end; panel += unit) {
     for (int64_t piece = 0; piece < pieces; ++piece) {
-      for (int64_t p = 0; p < step; ++p, ahead += groups * lines_ahead * kLineBytes) {
-        const std::byte* packed = task.panel(panel + p);
-        multiply({packed, task.integers + p * unpacked_bytes, piece == 0,
-                  is_few ? packed + kBytesAhead : ahead, lines_ahead},
-                 Piece(x + piece * x_bytes, groups, size), groups, task.sums + p * kPanelRows,
-                 step * kPanelRows);
-      }
-      const int64_t column = panel / step * kPanelRows, columns = task.out_columns - column;
-      for (int64_t r = 0; r < size && piece * size + r < rows; ++r) {
-        finish<S>(task, task.sums + r * step * kPanelRows, row + piece * size + r, column,
-                  static_cast<int>(columns < kPanelRows ? columns : kPanelRows));
-      }
+      const int64_t left = rows - piece * size;
+      multiply(task, {panel, panel + unit, task.integers, unit * groups, piece == 0},
+               piece_of(piece), row + piece * size, left < size ? left : size);
     }
   }
 }
@@ -209,7 +283,7 @@ void multiply_rows(const LinearTask& task, int64_t row, int64_t rows, int64_t fi
 
 void multiply_rounded_amx_integers(const LinearTask& task, WeightFormat format, int64_t first,
                                    int64_t end) {
-  if (task.num_rows < kLeastRows) return multiply_rounded_vnni(task, format, first, end);
+  if (task.num_rows < least_rows(format)) return multiply_rounded_vnni(task, format, first, end);
   for (int64_t row = 0; row < task.num_rows; row += kIntegerRows) {
     const int64_t left = task.num_rows - row, rows = left < kIntegerRows ? left : kIntegerRows;
     if (format == WeightFormat::kInt4) {

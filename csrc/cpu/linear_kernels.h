@@ -296,31 +296,54 @@ void unpack_block(const std::byte* panel, int count, float* out) {
   }
 }
 
-// Writes one panel's columns of one row; `columns` <= kPanelRows of them are the matrix's.
-template <typename S>
-void finish(const LinearTask& task, const float* sums, int64_t row, int64_t column, int columns) {
-  const Epilogue& epilogue = task.epilogue;
-  float* out = task.out.data + row * task.out.stride + column;
-  const float* residual = epilogue.residual.data + row * epilogue.residual.stride + column;
-  float buffer[kPanelRows] = {};
+// Writes one panel's columns of rows row .. row + rows - 1 from sums `stride` apart; `columns` <=
+// kPanelRows of them are the matrix's.
+template <typename S, Epilogue::Kind kKind>
+void finish_as(const LinearTask& task, const float* sums, int64_t stride, int64_t row, int64_t rows,
+               int64_t column, int columns) {
   const bool is_whole = columns == kPanelRows;
-  if (!is_whole && epilogue.kind == Epilogue::Kind::kAddResidual) {
-    for (int i = 0; i < columns; ++i) buffer[i] = residual[i];
-    residual = buffer;
-  }
-  float* target = is_whole ? out : buffer;
-  for (int v = 0; v < kVectors<S>; ++v) {
-    const int at = v * S::kWidth;
-    auto value = S::load(sums + at);
-    if (epilogue.kind == Epilogue::Kind::kAddResidual) {
-      value = S::fma(S::set1(epilogue.scale), value, S::load(residual + at));
-    } else if (epilogue.kind == Epilogue::Kind::kSiluMul) {
-      value = S::mul(silu<S>(value), S::load(sums + kPanelRows + at));
+  const auto factor = S::set1(task.epilogue.scale);
+  float buffer[kPanelRows] = {};
+  for (int64_t r = row; r < row + rows; ++r, sums += stride) {
+    float* out = task.out.data + r * task.out.stride + column;
+    const float* residual = nullptr;
+    if constexpr (kKind == Epilogue::Kind::kAddResidual) {
+      residual = task.epilogue.residual.data + r * task.epilogue.residual.stride + column;
+      if (!is_whole) {
+        for (int i = 0; i < columns; ++i) buffer[i] = residual[i];
+        residual = buffer;
+      }
     }
-    S::store(target + at, value);
+    float* target = is_whole ? out : buffer;
+    STAGEBEAM_UNROLL for (int v = 0; v < kVectors<S>; ++v) {
+      const int at = v * S::kWidth;
+      auto value = S::load(sums + at);
+      if constexpr (kKind == Epilogue::Kind::kAddResidual) {
+        value = S::fma(factor, value, S::load(residual + at));
+      } else if constexpr (kKind == Epilogue::Kind::kSiluMul) {
+        value = S::mul(silu<S>(value), S::load(sums + kPanelRows + at));
+      }
+      S::store(target + at, value);
+    }
+    if (is_whole) continue;
+    for (int i = 0; i < columns; ++i) out[i] = buffer[i];
   }
-  if (is_whole) return;
-  for (int i = 0; i < columns; ++i) out[i] = buffer[i];
+}
+
+template <typename S>
+void finish(const LinearTask& task, const float* sums, int64_t stride, int64_t row, int64_t rows,
+            int64_t column) {
+  const int64_t left = task.out_columns - column;
+  const int columns = static_cast<int>(left < kPanelRows ? left : kPanelRows);
+  switch (task.epilogue.kind) {
+    case Epilogue::Kind::kNone:
+      return finish_as<S, Epilogue::Kind::kNone>(task, sums, stride, row, rows, column, columns);
+    case Epilogue::Kind::kAddResidual:
+      return finish_as<S, Epilogue::Kind::kAddResidual>(task, sums, stride, row, rows, column,
+                                                        columns);
+    case Epilogue::Kind::kSiluMul:
+      return finish_as<S, Epilogue::Kind::kSiluMul>(task, sums, stride, row, rows, column, columns);
+  }
 }
 
 // Asks for a panel's columns of `out` before they are written.
@@ -336,13 +359,9 @@ template <typename S>
 void finish_panels(const LinearTask& task, int64_t row, int64_t rows, int64_t panel, int64_t panels,
                    int64_t sum_stride) {
   const int64_t unit = task.epilogue.kind == Epilogue::Kind::kSiluMul ? 2 : 1;
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t p = 0; p < panels; p += unit) {
-      const int64_t column = (panel + p) / unit * kPanelRows;
-      const int64_t columns = task.out_columns - column;
-      finish<S>(task, task.sums + r * sum_stride + p * kPanelRows, row + r, column,
-                static_cast<int>(columns < kPanelRows ? columns : kPanelRows));
-    }
+  for (int64_t p = 0; p < panels; p += unit) {
+    finish<S>(task, task.sums + p * kPanelRows, sum_stride, row, rows,
+              (panel + p) / unit * kPanelRows);
   }
 }
 

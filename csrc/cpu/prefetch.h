@@ -21,16 +21,19 @@ inline void ask_to_write(const void* line) {
 inline constexpr int kPagesAtOnce = 4;
 inline constexpr uintptr_t kPageBytes = 4096, kWindowBytes = kPagesAtOnce * kPageBytes;
 
-// Asks for the kLines lines of the next window whose turn is when those from `line` on are
-// read. A few at the ends may be asked for twice. Called for all lines of a window, it asks for
-// all of the next.
+// Asks for the lines of the next window whose turn is when the kLines lines from `line` on are
+// read: kPagesAtOnce of them where as many lines of this window begin. Called for all lines of a
+// window, it asks for all of the next.
 template <int kLines>
 __attribute__((always_inline)) inline void ask_for_next_window(const void* line) {
-  constexpr uintptr_t kStepBytes = kPagesAtOnce * 64;
-  auto at = reinterpret_cast<uintptr_t>(line);
-  for (int i = 0; i < kLines; i += kPagesAtOnce, at += kStepBytes) {
+  constexpr uintptr_t kTurnBytes = kPagesAtOnce * 64;
+  constexpr int kTurns = kLines / kPagesAtOnce;  // and one more in some places
+  const auto from = reinterpret_cast<uintptr_t>(line);
+  uintptr_t at = (from + kTurnBytes - 1) / kTurnBytes * kTurnBytes;
+  for (int turn = 0; turn <= kTurns; ++turn, at += kTurnBytes) {
+    if (turn == kTurns && (kLines % kPagesAtOnce == 0 || at >= from + kLines * 64)) break;
     const uintptr_t in_window = at % kWindowBytes;
-    const uintptr_t next = at - in_window + kWindowBytes + in_window / kStepBytes * 64;
+    const uintptr_t next = at - in_window + kWindowBytes + in_window / kTurnBytes * 64;
     for (int page = 0; page < kPagesAtOnce; ++page) {
       __builtin_prefetch(reinterpret_cast<const char*>(next + page * kPageBytes), 0, 2);
     }

@@ -163,6 +163,10 @@ TEST(simd_sets_give_the_same_bits) {
       const auto out = product(weights, x.data(), 20, 100, 2);
       if (first.empty()) first = out;
       CHECK(same_bits(first.data(), out.data(), out.size()));
+      for (const int64_t rows : {1, 4, 5, 6, 7, 8, 9}) {
+        const auto some = product(weights, x.data(), rows, 100, 3);
+        CHECK(same_bits(first.data(), some.data(), some.size()));
+      }
     }
   }
 }
@@ -174,13 +178,15 @@ TEST(integer_products_carry_nan_and_infinity_to_their_row_alone) {
     for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
       PackedMatrix weights(40, 96, format);
       weights.pack_rows(0, 40, source.data(), SourceType::kFloat32, 96);
-      auto x = random_floats(3 * 96, 4);
-      const auto finite = product(weights, x.data(), 3, 40, 1);
-      x[5] = NAN;
-      x[96 + 40] = INFINITY;
-      const auto out = product(weights, x.data(), 3, 40, 1);
-      CHECK(std::all_of(out.begin(), out.begin() + 80, [](float v) { return std::isnan(v); }));
-      CHECK(same_bits(out.data() + 80, finite.data() + 80, 40));
+      for (const int64_t rows : {3, 8, 11}) {
+        auto x = random_floats(rows * 96, 4);
+        const auto finite = product(weights, x.data(), rows, 40, 1);
+        x[5] = NAN;
+        x[96 + 40] = INFINITY;
+        const auto out = product(weights, x.data(), rows, 40, 1);
+        CHECK(std::all_of(out.begin(), out.begin() + 80, [](float v) { return std::isnan(v); }));
+        CHECK(same_bits(out.data() + 80, finite.data() + 80, (rows - 2) * 40));
+      }
     }
   }
 }
@@ -234,7 +240,7 @@ TEST(epilogues_equal_the_product_and_then_the_op) {
           linear_part(plain, {x.data(), kK}, kRows, {sum.data(), 2 * n}, part, 3,
                       Epilogue::add_residual({sum.data(), 2 * n}, 0.5f));
         }
-        for (const int64_t rows : {int64_t{1}, kRows}) {
+        for (const int64_t rows : {int64_t{1}, int64_t{5}, int64_t{8}, kRows}) {
           const auto gated = product(paired, x.data(), rows, n, 3, Epilogue::silu_mul());
           for (int64_t i = 0; i < rows * n; ++i) {
             const double gate = whole[i / n * 2 * n + i % n];
@@ -318,7 +324,7 @@ TEST(packing_from_narrow_types_and_again) {
 }
 
 TEST(shares_of_matrices_are_streams_and_change_no_bit) {
-  constexpr int64_t kK = 65, kRows = 3;
+  constexpr int64_t kK = 65, kRows = 8;
   for (const Isa isa : available_isas()) {
     set_active_isa(isa);
     for (const WeightFormat format : kFormats) {
