@@ -29,7 +29,7 @@ namespace {
 // After half a microsecond without products the tiles' unit sleeps, and takes a third of one to
 // wake. This one's sum is dropped.
 inline void keep_awake() {
-  amx::add_bf16<0, 6, 7>();
+  amx::add_bf16<2, 4, 6>();
 }
 
 //
@@ -158,7 +158,8 @@ struct Full {
   static constexpr int query(int group) { return 6 + group; }
   static constexpr int weight(int group) { return 6 + group; }
 };
-// Up to eight queries: weights and sums have so many rows, which take half as long.
+// Up to eight queries: weights and sums have so many rows, which take half as long, and scores so
+// many columns.
 struct Few {
   static constexpr int kNumGroups = 1, kOthers = 2;
   static constexpr int score(int other, int) { return other; }
@@ -196,6 +197,9 @@ class TileAttention {
     for (int tile = 0; tile < 8; ++tile) config.set(tile, amx::kRows, amx::kRowBytes);
     for (int tile : {Few::sum(0, 0), Few::sum(1, 0), Few::weight(0)}) {
       config.set(tile, rows, amx::kRowBytes);
+    }
+    for (int tile : {Few::score(0, 0), Few::score(1, 0), Few::query(0)}) {
+      config.set(tile, amx::kRows, rows * 4);
     }
     return config;
   }
