@@ -153,7 +153,7 @@ def test_sharing_changes_nothing(op, paged) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("trunk_blocks", [9, 75, 130])
 def test_native_sums_do_not_depend_on_sharing(paged, dtype, trunk_blocks) -> None:
-    """Bit for bit: trunks that end anywhere in a split or a bundle of splits, or are none at all."""
+    """Bit for bit: trunks that end anywhere in a split, or are none at all."""
     op = resolve("native").branch_attention
     groups = [Group(trunk_blocks, [1, 40, 90, 300])]
     arguments, _ = build(paged, groups, (6, 2, 16), dtype, pad=0)

@@ -189,7 +189,7 @@ TEST(attention_gives_the_same_bits_beside_any_number_of_queries) {
   const Isa before = active_isa();
   constexpr int64_t kRows = 10;
   for (const int64_t head_dim : {32, 64, 264}) {
-    for (const int64_t trunk : {48, 128, 150}) {
+    for (const int64_t trunk : {48, 128, 150, 300}) {
       Branches branches(head_dim, 16, trunk, kRows);
       set_active_isa(Isa::kScalar);
       const std::vector<float> plain = branches.attend(0, kRows, 1);

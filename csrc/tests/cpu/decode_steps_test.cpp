@@ -18,7 +18,7 @@ namespace {
 // Odd sizes everywhere: no width fills a vector, a panel or a group of scales.
 constexpr int64_t kHidden = 42, kInner = 50, kVocab = 77, kHeads = 4, kKvHeads = 2, kHeadDim = 12;
 constexpr int64_t kLayers = 2, kBlockSize = 4, kNumBlocks = 160, kMaxPositions = 300;
-// The trunk ends within a split and within a bundle of splits; steps go past both.
+// The trunk ends within a split of attention; steps go past its end.
 constexpr int64_t kTrunk = 188, kSteps = 70;
 
 // A random Llama of two layers with its caches.
