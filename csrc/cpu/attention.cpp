@@ -241,6 +241,11 @@ class AttentionPlan::ItemTiles : public TileSource {
     if (!plan_.is_split_) plan_.fold_all(layer_, tile, slot.row, slot.first_head, scratch_);
   }
 
+  TokensAhead after() const override {
+    if (!plan_.is_split_ || item_ == end_) return {};
+    return plan_.tokens_of(layer_, plan_.items_[item_], kv_head_);
+  }
+
  private:
   struct Slot {
     bool is_used = false;
@@ -286,15 +291,11 @@ class AttentionPlan::ItemTiles : public TileSource {
       }
       longest = std::max(longest, row.limit);
     }
-    slot.tile = {&layout_,     &slot.shared, 0,  longest,     source.length,
-                 slot.queries, count,        {}, lines_ahead_};
+    slot.tile = {&layout_,      &slot.shared, 0,     longest,
+                 source.length, slot.queries, count, lines_ahead_};
     if (!plan_.is_split_) return;
     slot.tile.begin = item.split * kSplitTokens;
     slot.tile.end = std::min(longest, slot.tile.begin + kSplitTokens);
-    if (item_ < end_) {
-      const Item& after = plan_.items_[item_];
-      slot.tile.ahead = plan_.tokens_of(layer_, after, kv_head_);
-    }
   }
 
   AttentionPlan& plan_;

@@ -41,14 +41,12 @@ constexpr int kColumnGroups = kMaxTileQueries / kLanes;
 constexpr int64_t kMostChunks = 8;                               // of 16 pairs of a head's elements
 constexpr int64_t kScoresSize = kSplitTokens * kLanes + kLanes;  // a row may be stored too wide
 
-// Queries that attend to the same tokens of one split.
+// Queries that attend to the same tokens.
 struct Unit {
   const Tile* tile;
   const Query* queries;
   int64_t num_queries;
-  bool is_new;           // other queries than the unit's before
-  int64_t begin, count;  // tokens
-  int64_t state;         // where the split's is in the queries' states
+  int64_t count;  // tokens
   Rows rows;
 
   int64_t head_dim() const { return tile->layout->head_dim; }
@@ -70,62 +68,50 @@ class Units {
       if (tile_ == nullptr) {
         tile_ = tiles_.next();
         if (tile_ == nullptr) return false;
-        begin_ = tile_->begin;
         first_ = 0;
-        last_queries_ = nullptr;
+        has_units_ = false;
       }
-      for (; begin_ < tile_->end; begin_ += kSplitTokens, first_ = 0) {
-        if (find(unit)) return true;
-      }
+      if (find(unit)) return has_units_ = true;
       const Tile& tile = *tile_;
       tile_ = nullptr;
-      if (last_queries_ == nullptr) tiles_.done(tile);
+      if (!has_units_) tiles_.done(tile);
     }
   }
 
  private:
-  // The next unit of the split at begin_, if there is one.
+  // The tile's next run of queries with one tail behind the shared tokens, or of all without tails.
   bool find(Unit& unit) {
     const Tile& tile = *tile_;
     const KvLayout& layout = *tile.layout;
-    const int64_t split_end = std::min(begin_ + kSplitTokens, tile.end);
-    const int64_t shared_end = std::min(split_end, tile.shared_end);
-    const int64_t state = (begin_ - tile.begin) / kSplitTokens * state_size(layout.head_dim);
+    const int64_t shared_end = std::min(tile.end, tile.shared_end);
     while (first_ < tile.num_queries) {
-      // A run of queries with one tail, behind the shared tokens.
-      const Query& query = tile.queries[first_];
-      int64_t last = first_ + 1;
-      int64_t end = split_end;
-      if (split_end == shared_end) {
-        last = tile.num_queries;
+      const Query* queries = tile.queries + first_;
+      int64_t num_queries = 1, end = tile.end;
+      if (tile.end == shared_end) {
+        num_queries = tile.num_queries;
       } else {
-        while (last < tile.num_queries && tile.queries[last].tail == query.tail) ++last;
-        end = std::min(split_end, query.limit);
-      }
-      const int64_t num_queries = last - first_;
-      first_ = last;
-      if (end <= begin_) {
-        for (int64_t q = 0; q < num_queries; ++q) {
-          clear_state((&query)[q].state + state, layout.head_dim);
+        while (first_ + num_queries < tile.num_queries &&
+               queries[num_queries].tail == queries->tail) {
+          ++num_queries;
         }
+        end = std::min(end, queries->limit);
+      }
+      first_ += num_queries;
+      if (end <= tile.begin) {
+        for (int64_t q = 0; q < num_queries; ++q) clear_state(queries[q].state, layout.head_dim);
         continue;
       }
-      if (begin_ < shared_end) {
-        unit.rows.find(layout, *tile.shared, begin_, shared_end, begin_);
+      if (tile.begin < shared_end) {
+        unit.rows.find(layout, *tile.shared, tile.begin, shared_end, tile.begin);
       }
-      const int64_t tail_begin = std::max(begin_, tile.shared_end);
-      if (tail_begin < end && query.tail != nullptr) {
-        unit.rows.find(layout, *query.tail, tail_begin, end, begin_);
+      const int64_t tail_begin = std::max(tile.begin, tile.shared_end);
+      if (tail_begin < end && queries->tail != nullptr) {
+        unit.rows.find(layout, *queries->tail, tail_begin, end, tile.begin);
       }
       unit.tile = &tile;
-      unit.queries = &query;
+      unit.queries = queries;
       unit.num_queries = num_queries;
-      unit.is_new = &query != last_queries_ || num_queries != last_count_;
-      unit.begin = begin_;
-      unit.count = end - begin_;
-      unit.state = state;
-      last_queries_ = &query;
-      last_count_ = num_queries;
+      unit.count = end - tile.begin;
       return true;
     }
     return false;
@@ -133,9 +119,8 @@ class Units {
 
   TileSource& tiles_;
   const Tile* tile_ = nullptr;
-  int64_t begin_ = 0, first_ = 0;        // the split, and the first query that is left in it
-  const Query* last_queries_ = nullptr;  // of the unit before, in this tile
-  int64_t last_count_ = 0;
+  int64_t first_ = 0;  // query that is left
+  bool has_units_ = false;
 };
 
 // Calls work.operator()<i>() for i in 0 .. kCount - 1.
@@ -215,7 +200,7 @@ class TileAttention {
     const int rows = is_few ? columns_of(u.num_queries) : amx::kRows;
     if (rows != rows_) registers_.configure(shapes(rows));
     rows_ = rows;
-    if (u.is_new) take(u);
+    take(u);
     if (is_few) {
       score<Few>(u, 0);
     } else {
@@ -300,8 +285,8 @@ class TileAttention {
   void weigh(const Unit& u, int64_t group) {
     const int64_t columns = u.group_size(group);
     auto run = [&]<int kColumns>() {
-      to_weights<kColumns>(scores_[group], u.begin, u.count, u.queries + group * kLanes, columns,
-                           u.state + padded(u.head_dim()), weights_ + group * kLanes);
+      to_weights<kColumns>(scores_[group], u.tile->begin, u.count, u.queries + group * kLanes,
+                           columns, padded(u.head_dim()), weights_ + group * kLanes);
     };
     switch (columns_of(columns)) {
       case 4:
@@ -354,7 +339,7 @@ class TileAttention {
       const int64_t count =
           std::min<int64_t>(u.num_queries - group * kLanes, R::kNumGroups * kLanes);
       for (int64_t q = 0; q < count; ++q) {
-        put_values(sums_[q], wanted, u.queries[group * kLanes + q].state + u.state + first);
+        put_values(sums_[q], wanted, u.queries[group * kLanes + q].state + first);
       }
     }
   }

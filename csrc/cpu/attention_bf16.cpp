@@ -202,9 +202,9 @@ inline void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin,
   }
 }
 
-void attend_split(const Tile& tile) {
+void attend_split(const Tile& tile, const TokensAhead& after) {
   Rows rows;
-  Prefetcher ahead(*tile.layout, tile.ahead, tile.lines_ahead);
+  Prefetcher ahead(*tile.layout, after, tile.lines_ahead);
   const int64_t shared_end = std::min(tile.end, tile.shared_end);
   if (tile.begin < shared_end) {
     rows.find(*tile.layout, *tile.shared, tile.begin, shared_end, tile.begin);
@@ -234,7 +234,7 @@ void attend_split(const Tile& tile) {
 }  // namespace
 
 void attend_bf16_pairs(TileSource& tiles) {
-  each_tile(tiles, [](const Tile& tile) { each_split(tile, attend_split); });
+  each_tile(tiles, [&](const Tile& tile) { attend_split(tile, tiles.after()); });
 }
 
 }  // namespace stagebeam::cpu

@@ -241,7 +241,7 @@ void attend_split(const Tile& tile) {
 
 template <typename Element>
 void attend_format(TileSource& tiles) {
-  each_tile(tiles, [](const Tile& tile) { each_split(tile, attend_split<Element>); });
+  each_tile(tiles, attend_split<Element>);
 }
 
 void attend(TileSource& tiles) {
@@ -263,7 +263,10 @@ void fold_states(const float* states, int64_t num_states, int64_t head_dim, floa
     const float* state = states + s * stride;
     if (state[width + 1] == 0) continue;
     const float largest = std::max(into[width], state[width]);
-    const float kept = std::exp(into[width] - largest), added = std::exp(state[width] - largest);
+    // One factor is 1, and before any tokens the other 0.
+    const bool is_first = into[width + 1] == 0, is_larger = is_first || state[width] >= into[width];
+    const float other = is_first ? 0 : std::exp(-std::abs(into[width] - state[width]));
+    const float kept = is_larger ? other : 1, added = is_larger ? 1 : other;
     for (int64_t d = 0; d < width; d += kLanes) {
       store(into + d, splat(kept) * load(into + d) + splat(added) * load(state + d));
     }

@@ -45,9 +45,8 @@ struct KvHead {
 //   query:  [head_dim padded to 8] with zeros, already times the softmax scale
 //   limit:  attends to the tokens before this one
 //   tail:   where tokens from `shared_end` on are; unused where limit <= shared_end
-//   state:  [num_splits, state_size] what comes out of each split: the sum of weighted values
-//           (head_dim padded to 8), then the largest score, then the sum of weights (0 where it
-//           attends to none of the split)
+//   state:  [state_size] what comes out of a split: the sum of weighted values (head_dim padded to
+//           8), then the largest score, then the sum of weights (0 where it attends to none of it)
 struct Query {
   const float* query;
   int64_t limit;
@@ -73,8 +72,8 @@ struct LinesAhead {
   const std::byte* end = nullptr;
 };
 
-// Attention of some queries over a run of splits.
-//   begin, end: its tokens; begin is a multiple of kSplitTokens
+// Attention of some queries over a split.
+//   begin, end: its tokens, at most kSplitTokens; begin is a multiple of that
 //   shared_end: tokens before it are the same for all queries and read from `shared`
 // Consecutive queries with the same `tail` share its reads.
 struct Tile {
@@ -84,8 +83,7 @@ struct Tile {
   int64_t end;
   int64_t shared_end;
   Query* queries;
-  int64_t num_queries;  // at most kMaxTileQueries
-  TokensAhead ahead;
+  int64_t num_queries;      // at most kMaxTileQueries
   LinesAhead* lines_ahead;  // null for none
 };
 
@@ -99,6 +97,8 @@ class TileSource {
   virtual const Tile* next() = 0;
   // All of a tile's states have been made. At most kMostTiles are not done at once.
   virtual void done(const Tile& tile) = 0;
+  // What the tile after the one that was given last reads.
+  virtual TokensAhead after() const { return {}; }
   // Of all tiles.
   const KvLayout& layout() const { return layout_; }
   LinesAhead* lines_ahead() const { return lines_ahead_; }
@@ -125,14 +125,6 @@ inline void clear_state(float* state, int64_t head_dim) {
   state[padded(head_dim)] = -std::numeric_limits<float>::infinity();
 }
 
-// One by one: a vector of what was written one by one waits until that has left for the cache.
-inline void move_states(const Tile& tile, int64_t distance) {
-  for (int64_t q = 0; q < tile.num_queries; ++q) {
-    tile.queries[q].state += distance;
-    asm volatile("");
-  }
-}
-
 // Calls attend(tile) for each tile, one after the other.
 template <typename Attend>
 void each_tile(TileSource& tiles, Attend&& attend) {
@@ -140,33 +132,6 @@ void each_tile(TileSource& tiles, Attend&& attend) {
     attend(*tile);
     tiles.done(*tile);
   }
-}
-
-// Calls work(split) for each split of a tile, a tile of its own; queries' states are its. `ahead`
-// is what is read after it.
-template <typename Work>
-void each_split(const Tile& tile, Work&& work) {
-  const int64_t stride = state_size(tile.layout->head_dim);
-  const int64_t num_splits = (tile.end - tile.begin + kSplitTokens - 1) / kSplitTokens;
-  Tile split = tile;
-  for (int64_t i = 0; i < num_splits; ++i) {
-    split.begin = tile.begin + i * kSplitTokens;
-    split.end = std::min(split.begin + kSplitTokens, tile.end);
-    const int64_t next_end = std::min(split.end + kSplitTokens, tile.end);
-    const KvHead* tail = tile.queries[0].tail;
-    if (i + 1 == num_splits) {
-      split.ahead = tile.ahead;
-    } else if (split.end < tile.shared_end) {
-      split.ahead = {*tile.shared, split.end, std::min(next_end, tile.shared_end)};
-    } else if (tail != nullptr) {
-      split.ahead = {*tail, split.end, next_end};
-    } else {
-      split.ahead = {};
-    }
-    work(split);
-    move_states(tile, stride);
-  }
-  move_states(tile, -num_splits * stride);
 }
 
 struct Kernels {
