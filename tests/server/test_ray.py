@@ -95,10 +95,13 @@ def test_an_answer_through_the_front(url: str) -> None:
 
 
 def test_a_client_that_leaves_frees_its_questions(url: str) -> None:
-    with post(url, seed=2, stream=True, stream_events=True, **LONG) as response:
-        while b"token_text" not in response.readline():
-            pass
-    until(lambda: metric(url, "num_requests_running") == 0)
+    for seed in range(2, 12):  # an answer may be whole before its client is missed
+        with post(url, seed=seed, stream=True, stream_events=True, **LONG) as response:
+            while b"token_text" not in response.readline():
+                pass
+        until(lambda: metric(url, "num_requests_running") == 0)
+        if metric(url, "request_failure_total") >= 1:
+            break
     assert metric(url, "request_failure_total") >= 1
 
 
