@@ -1,5 +1,5 @@
 // Attention over bfloat16 caches with AMX. Scores are keys, straight from the cache, times queries,
-// which are transposed once a run of splits: a column is a query, so that softmax needs no sums
+// which are transposed once a split: a column is a query, so that softmax needs no sums
 // across a vector. Weighted sums are weights times interleaved values. A sum is made of 16 pairs at
 // a time, whatever the queries beside it.
 //
