@@ -154,6 +154,39 @@ struct Few {
   static constexpr int weight(int) { return 4; }
 };
 
+// A unit's values and then the next one's keys, whose cache lines are asked for in even steps of the
+// unit's work: a burst of them would hold up what the products read from the second cache.
+class RowsAhead {
+ public:
+  void start(const Unit& unit, const Unit* next, int64_t num_steps) {
+    first_ = {unit.rows.values, unit.count};
+    then_ = next == nullptr ? Part{nullptr, 0} : Part{next->rows.keys, next->count};
+    row_bytes_ = unit.head_dim() * int64_t{sizeof(Bfloat16)};
+    rows_a_step_ = (first_.count + then_.count) * kOne / num_steps + 1;
+    due_ = 0;
+  }
+  void step(int64_t times = 1) {
+    due_ += times * rows_a_step_;
+    for (; due_ >= kOne; due_ -= kOne) {
+      if (first_.count == 0) first_ = std::exchange(then_, {nullptr, 0});
+      if (first_.count == 0) return;
+      const char* row = reinterpret_cast<const char*>(*first_.rows);
+      for (int64_t i = 0; i < row_bytes_; i += kLineBytes) _mm_prefetch(row + i, _MM_HINT_T1);
+      ++first_.rows;
+      --first_.count;
+    }
+  }
+
+ private:
+  static constexpr int64_t kOne = 256, kLineBytes = 64;
+  struct Part {
+    const Bfloat16* const* rows;
+    int64_t count;
+  };
+  Part first_, then_;
+  int64_t row_bytes_, rows_a_step_, due_;  // in parts of kOne
+};
+
 class TileAttention {
  public:
   explicit TileAttention(TileSource& tiles)
@@ -164,6 +197,7 @@ class TileAttention {
     for (int i = 0; has_unit; i ^= 1) {
       const Unit &unit = units_[i], &next = units_[i ^ 1];
       const bool has_next = source_.next(units_[i ^ 1]);
+      rows_ahead_.start(unit, has_next ? &next : nullptr, num_steps(unit));
       attend(unit);
       if (!has_next || next.tile != unit.tile) tiles_.done(*unit.tile);
       has_unit = has_next;
@@ -193,6 +227,14 @@ class TileAttention {
     static constexpr std::array<amx::Config, 3> kShapes = {shapes_of(4), shapes_of(8),
                                                            shapes_of(16)};
     return kShapes[rows / 8];
+  }
+
+  // About how often a unit's work calls step().
+  static int64_t num_steps(const Unit& u) {
+    const int64_t lines = (u.count + kBlock - 1) / kBlock;
+    const int64_t blocks = (u.head_dim() + kBlock - 1) / kBlock, groups = u.num_groups();
+    const int64_t columns = columns_of(std::min<int64_t>(u.num_queries, kLanes));
+    return lines * (6 * blocks * ((groups + 1) / 2) + columns / 2 * groups);
   }
 
   void attend(const Unit& u) {
@@ -251,6 +293,7 @@ class TileAttention {
         each<R::kOthers>([&]<int kOther>() {
           if (kOther >= others) return;
           load_keys<R::row(kOther)>(u, token + kOther * kTokens, first, stride);
+          rows_ahead_.step();
           each<R::kNumGroups>([&]<int kGroup>() {
             amx::add_bf16<R::score(kOther, kGroup), R::row(kOther), R::query(kGroup)>();
           });
@@ -286,7 +329,7 @@ class TileAttention {
     const int64_t columns = u.group_size(group);
     auto run = [&]<int kColumns>() {
       to_weights<kColumns>(scores_[group], u.tile->begin, u.count, u.queries + group * kLanes,
-                           columns, padded(u.head_dim()), weights_ + group * kLanes);
+                           columns, padded(u.head_dim()), [&] { rows_ahead_.step(); });
     };
     switch (columns_of(columns)) {
       case 4:
@@ -316,8 +359,9 @@ class TileAttention {
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         if (chunk + 1 < chunks) fill_chunk(u, chunk + 1, first, width);
         each<R::kNumGroups>([&]<int kGroup>() {
-          const uint32_t* weights = &weights_[(group + kGroup) * kLanes][chunk * kChunkPairs];
-          amx::load<R::weight(kGroup)>(weights, sizeof(weights_[0]));
+          const int64_t columns = columns_of(u.group_size(group + kGroup));
+          amx::load<R::weight(kGroup)>(scores_[group + kGroup] + chunk * kChunkTokens * columns,
+                                       amx::kRowBytes);
         });
         each<R::kOthers>([&]<int kOther>() {
           if (kOther >= others) return;
@@ -326,6 +370,7 @@ class TileAttention {
             amx::add_bf16<R::sum(kOther, kGroup), R::weight(kGroup), R::row(kOther)>();
           });
         });
+        rows_ahead_.step(4);
         ask_ahead();
       }
       each<R::kOthers>([&]<int kOther>() {
@@ -357,8 +402,7 @@ class TileAttention {
     }
   }
 
-  // Some of what the thread reads after its attention. Keys and values are near soon enough: enough
-  // of a split's instructions can go before those that wait for them.
+  // Some of what the thread reads after its attention.
   void ask_ahead() {
     if (ahead_ == nullptr || ahead_->end - ahead_->next < kLinesAhead * kLineBytes) return;
     for (int64_t i = 0; i < kLinesAhead; ++i, ahead_->next += kLineBytes) {
@@ -371,12 +415,12 @@ class TileAttention {
   TileSource& tiles_;
   Units source_;
   LinesAhead* ahead_;
+  RowsAhead rows_ahead_;
   amx::Tiles registers_;
   int rows_ = 16;
   Unit units_[2];
   alignas(64) uint32_t packed_[kMostChunks][kColumnGroups][kLanes * kLanes];
   alignas(64) float scores_[kColumnGroups][kScoresSize];
-  alignas(64) uint32_t weights_[kMaxTileQueries][kSplitPairs];
   alignas(64) uint32_t values_[2][kChunkPairs][kWidth];
   alignas(64) float sums_[2 * kLanes][kWidth];
   alignas(64) uint32_t keys_[kTokens][kLanes];  // of places far from each other

@@ -1,6 +1,7 @@
 // Softmax with a query a column: its scores are [tokens][kColumns], kColumns = 4, 8 or 16, so that
 // a vector has 16 / kColumns tokens. A sum adds every fourth token, then these four: the same bits
-// for any kColumns. Included by attention_amx.cpp.
+// for any kColumns. Weights take the place of scores: those of 32 tokens begin where the scores of
+// these began, kLanes pairs a query. Included by attention_amx.cpp.
 
 // Pairs of elements first .. first + 31 of `count` queries, [16 pairs][columns]; `left` of the
 // elements are there.
@@ -67,7 +68,7 @@ inline void put_sixteen(Weigh&& weigh, uint32_t* out) {
     words[p] = _mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(odd, even));
   }
   transpose(words);
-  STAGEBEAM_UNROLL for (int q = 0; q < 16; ++q) _mm512_store_si512(out + q * kSplitPairs, words[q]);
+  STAGEBEAM_UNROLL for (int q = 0; q < 16; ++q) _mm512_store_si512(out + q * kLanes, words[q]);
 }
 
 template <typename Weigh>
@@ -83,8 +84,8 @@ inline void put_eight(Weigh&& weigh, uint32_t* out) {
   const __m512i low = _mm512_set_epi64(13, 12, 5, 4, 9, 8, 1, 0);
   const __m512i high = _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2);
   STAGEBEAM_UNROLL for (int c = 0; c < 4; ++c) {
-    _mm512_store_si512(out + c * kSplitPairs, _mm512_permutex2var_epi64(z[c], low, z[c + 4]));
-    _mm512_store_si512(out + (c + 4) * kSplitPairs,
+    _mm512_store_si512(out + c * kLanes, _mm512_permutex2var_epi64(z[c], low, z[c + 4]));
+    _mm512_store_si512(out + (c + 4) * kLanes,
                        _mm512_permutex2var_epi64(z[c], high, z[c + 4]));
   }
 }
@@ -103,15 +104,16 @@ inline void put_four(Weigh&& weigh, uint32_t* out) {
   transpose_quarters(y);
   const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
   STAGEBEAM_UNROLL for (int q = 0; q < 4; ++q) {
-    _mm512_store_si512(out + q * kSplitPairs, _mm512_permutexvar_epi32(order, y[q]));
+    _mm512_store_si512(out + q * kLanes, _mm512_permutexvar_epi32(order, y[q]));
   }
 }
 
 // Scores of `count` tokens from `begin` on to pairs of weights, zeros behind them up to a
-// multiple of 32; the states get the largest score and the sum, at `state_tail`.
-template <int kColumns>
+// multiple of 32; the states get the largest score and the sum, at `state_tail`. meanwhile() is
+// called once in four vectors.
+template <int kColumns, typename Meanwhile>
 inline void to_weights(float* scores, int64_t begin, int64_t count, const Query* queries,
-                       int64_t num_queries, int64_t state_tail, uint32_t (*weights)[kSplitPairs]) {
+                       int64_t num_queries, int64_t state_tail, Meanwhile&& meanwhile) {
   constexpr int kTokensAVector = kLanes / kColumns, kVectorsALine = kBlock / kTokensAVector;
   const __m512 lowest = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
   const int64_t num_lines = (count + kBlock - 1) / kBlock;
@@ -153,15 +155,16 @@ inline void to_weights(float* scores, int64_t begin, int64_t count, const Query*
   __m512 sums[kSums];
   STAGEBEAM_UNROLL for (int i = 0; i < kSums; ++i) sums[i] = _mm512_setzero_ps();
   for (int64_t line = 0; line < num_lines; ++line) {
-    const float* from = scores + line * kVectorsALine * kLanes;
+    float* from = scores + line * kVectorsALine * kLanes;
     auto weigh = [&](int v) __attribute__((always_inline)) {
       if (v % 16 == 15) keep_awake();
+      if (v % 4 == 3) meanwhile();
       const __m512 y = _mm512_fmadd_ps(_mm512_load_ps(from + v * kLanes), log2e, base);
       const __m512 weight = power_of_two(y);
       sums[v % kSums] = _mm512_add_ps(sums[v % kSums], weight);
       return weight;
     };
-    uint32_t* out = weights[0] + line * kBlock / 2;
+    auto* out = reinterpret_cast<uint32_t*>(from);
     if constexpr (kColumns == 16) put_sixteen(weigh, out);
     if constexpr (kColumns == 8) put_eight(weigh, out);
     if constexpr (kColumns == 4) put_four(weigh, out);
