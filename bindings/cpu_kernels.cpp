@@ -26,6 +26,8 @@ AttentionLayer make_layer(Address q, int64_t q_stride, Address keys, Address val
   layer.shape = {num_heads, num_kv_heads, head_dim, sm_scale};
   layer.cache = {static_cast<CacheFormat>(format),
                  block_size,
+                 num_kv_heads * head_dim,
+                 head_dim,
                  at<void>(keys),
                  at<void>(values),
                  nullptr,

@@ -19,14 +19,15 @@ namespace {
 
 using namespace stagebeam::cpu;
 
-// (format, block_size, keys, values, key scales, value scales) of a layer.
-using CacheFields = std::array<int64_t, 6>;
+// (format, block_size, token stride, head stride, keys, values, key scales, value scales) of a
+// layer.
+using CacheFields = std::array<int64_t, 8>;
 
 std::vector<KvCache> to_caches(const std::vector<CacheFields>& fields) {
   std::vector<KvCache> caches;
   for (const CacheFields& f : fields) {
-    caches.push_back({static_cast<CacheFormat>(f[0]), f[1], at<void>(f[2]), at<void>(f[3]),
-                      at<float>(f[4]), at<float>(f[5])});
+    caches.push_back({static_cast<CacheFormat>(f[0]), f[1], f[2], f[3], at<void>(f[4]),
+                      at<void>(f[5]), at<float>(f[6]), at<float>(f[7])});
   }
   return caches;
 }

@@ -131,6 +131,7 @@ def load_parts(
         dtype=precision.kv_dtype,
         device=place,
         ops=lead.leading_ops(ops) if mesh else ops,
+        has_heads_apart=precision.is_native,
     )
     image_slots = (lead.LeadImageSlots if mesh else ImageSlots)(
         num_slots=memory.num_image_slots,
@@ -140,6 +141,7 @@ def load_parts(
         head_dim=spec.head_dim,
         dtype=precision.kv_dtype,
         device=place,
+        has_heads_apart=precision.is_native,
     )
     pieces = token_bytes(processor.tokenizer)[: spec.vocab_size]
     pieces += [None] * (spec.vocab_size - len(pieces))

@@ -41,10 +41,16 @@ def exact(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.contiguous()
 
 
-def cache_format(cache: Tensor) -> int:
+def has_heads_apart(cache: Tensor) -> bool:
+    """Whether a cache [num_blocks, block_size, Hkv, ..] has all tokens of a head side by side."""
+    return cache.movedim(2, 0).is_contiguous()
+
+
+def cache_format(cache: Tensor, *, may_have_heads_apart: bool = False) -> int:
     """The kernels' code of a cache's dtype; the cache must be contiguous."""
     check_on_host(cache)
-    if cache.dtype not in _CACHE_FORMATS or not cache.is_contiguous():
+    is_whole = cache.is_contiguous() or (may_have_heads_apart and has_heads_apart(cache))
+    if cache.dtype not in _CACHE_FORMATS or not is_whole:
         raise ValueError(
             "the native kernels need contiguous caches of float32, bfloat16 or float16, got "
             f"{cache.dtype}, strides {cache.stride()}"

@@ -77,7 +77,9 @@ class NativeRun:
         self._trunks = ids[: len(prompts) * trunk_blocks].reshape(len(prompts), -1)
         self._tails = ids[self._trunks.size :].reshape(rows, tail)
         shape = (len(ids), BLOCK_SIZE, spec.num_kv_heads, spec.head_dim)
-        self._kv = zero_caches(spec.num_layers, shape, self._kv_dtype, torch.device("cpu"))
+        self._kv = zero_caches(
+            spec.num_layers, shape, self._kv_dtype, torch.device("cpu"), has_heads_apart=True
+        )
         positions = np.tile(np.arange(length), len(prompts))
         slots = self._trunks.repeat(BLOCK_SIZE, 1) * BLOCK_SIZE + np.arange(length) % BLOCK_SIZE
         batch = ForwardBatch(

@@ -18,15 +18,12 @@ T* at_bytes(T* base, int64_t bytes) {
 }
 
 KvLayout layout_of(const AttentionLayer& layer) {
-  const AttentionShape& s = layer.shape;
-  const int64_t token = s.num_kv_heads * s.head_dim;
-  return {layer.cache.format,
-          s.head_dim,
-          layer.cache.block_size,
-          layer.cache.block_size * token,
-          token,
-          layer.cache.block_size * s.num_kv_heads,
-          s.num_kv_heads};
+  const KvCache& cache = layer.cache;
+  const int64_t head_dim = layer.shape.head_dim, scale_stride = cache.token_stride / head_dim;
+  return {cache.format,       head_dim,
+          cache.block_size,   cache.block_size * cache.token_stride,
+          cache.token_stride, cache.block_size * scale_stride,
+          scale_stride};
 }
 
 }  // namespace
@@ -73,8 +70,8 @@ void AttentionPlan::store_head(const AttentionLayer& layer, int64_t row, int64_t
   const AttentionShape& s = layer.shape;
   const KvCache& cache = layer.cache;
   const Kernels& k = kernels();
-  const int64_t head = slot * s.num_kv_heads + kv_head;
-  const int64_t bytes = head * s.head_dim * element_bytes(cache.format);
+  const int64_t place = slot * cache.token_stride + kv_head * cache.head_stride;
+  const int64_t bytes = place * element_bytes(cache.format), scale = place / s.head_dim;
   const int64_t from = row * layer.new_stride + kv_head * s.head_dim;
   scratch.head.resize(s.head_dim);
   std::copy_n(layer.new_keys + from, s.head_dim, scratch.head.data());
@@ -83,9 +80,9 @@ void AttentionPlan::store_head(const AttentionLayer& layer, int64_t row, int64_t
   }
   const bool is_scaled = cache.key_scales != nullptr;
   k.store_head(scratch.head.data(), s.head_dim, cache.format, at_bytes(cache.keys, bytes),
-               is_scaled ? cache.key_scales + head : nullptr);
+               is_scaled ? cache.key_scales + scale : nullptr);
   k.store_head(layer.new_values + from, s.head_dim, cache.format, at_bytes(cache.values, bytes),
-               is_scaled ? cache.value_scales + head : nullptr);
+               is_scaled ? cache.value_scales + scale : nullptr);
 }
 
 void AttentionPlan::load_query(const AttentionLayer& layer, int64_t row, int64_t head, float* out,
@@ -139,10 +136,9 @@ void AttentionPlan::fold_unit(const AttentionLayer& layer, int64_t unit,
 KvHead AttentionPlan::head_of(const AttentionLayer& layer, const int32_t* table,
                               int64_t first_token, int64_t first_slot, int64_t kv_head) const {
   const KvLayout layout = layout_of(layer);
-  const int64_t offset = first_slot * layout.block_stride + kv_head * layout.head_dim;
-  const int64_t bytes = offset * element_bytes(layout.format);
-  const int64_t scale = first_slot * layout.scale_block_stride + kv_head;
   const KvCache& cache = layer.cache;
+  const int64_t place = first_slot * layout.block_stride + kv_head * cache.head_stride;
+  const int64_t bytes = place * element_bytes(layout.format), scale = place / layout.head_dim;
   return {at_bytes(cache.keys, bytes),
           at_bytes(cache.values, bytes),
           cache.key_scales == nullptr ? nullptr : cache.key_scales + scale,

@@ -26,10 +26,13 @@ struct AttentionShape {
 
 // A layer's cache: [num_blocks, block_size, num_kv_heads, head_dim], or image slots
 // [num_slots, vision_tokens, num_kv_heads, head_dim]; int8 has [.., .., num_kv_heads] scales
-// beside.
+// beside, in the same order. Strides are in elements between tokens and between heads; blocks lie
+// one behind the other. A head's tokens side by side are read fastest.
 struct KvCache {
   CacheFormat format;
   int64_t block_size;  // of image slots: vision_tokens
+  int64_t token_stride;
+  int64_t head_stride;
   void* keys;
   void* values;
   float* key_scales;

@@ -154,8 +154,8 @@ struct Few {
   static constexpr int weight(int) { return 4; }
 };
 
-// A unit's values and then the next one's keys, whose cache lines are asked for in even steps of the
-// unit's work: a burst of them would hold up what the products read from the second cache.
+// A unit's values and then the next one's keys, whose cache lines are asked for in even steps of
+// the unit's work: a burst of them would hold up what the products read from the second cache.
 class RowsAhead {
  public:
   void start(const Unit& unit, const Unit* next, int64_t num_steps) {

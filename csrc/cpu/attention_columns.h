@@ -85,8 +85,7 @@ inline void put_eight(Weigh&& weigh, uint32_t* out) {
   const __m512i high = _mm512_set_epi64(15, 14, 7, 6, 11, 10, 3, 2);
   STAGEBEAM_UNROLL for (int c = 0; c < 4; ++c) {
     _mm512_store_si512(out + c * kLanes, _mm512_permutex2var_epi64(z[c], low, z[c + 4]));
-    _mm512_store_si512(out + (c + 4) * kLanes,
-                       _mm512_permutex2var_epi64(z[c], high, z[c + 4]));
+    _mm512_store_si512(out + (c + 4) * kLanes, _mm512_permutex2var_epi64(z[c], high, z[c + 4]));
   }
 }
 

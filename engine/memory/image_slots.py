@@ -27,9 +27,12 @@ class ImageSlots:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        has_heads_apart: bool = False,
     ) -> None:
         shape = (num_slots, vision_tokens, num_kv_heads, head_dim)
-        self.layers: KVLayers = zero_caches(num_cross_layers, shape, dtype, device)
+        self.layers: KVLayers = zero_caches(
+            num_cross_layers, shape, dtype, device, has_heads_apart=has_heads_apart
+        )
         self.num_slots = num_slots
         self._free = list(range(num_slots - 1, -1, -1))
         self._slot_of: OrderedDict[bytes, int] = OrderedDict()  # least recently used first

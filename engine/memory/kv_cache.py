@@ -31,9 +31,12 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         ops: Ops,
+        has_heads_apart: bool = False,
     ) -> None:
         shape = (num_blocks, block_size, num_kv_heads, head_dim)
-        self.layers: KVLayers = zero_caches(num_layers, shape, dtype, device)
+        self.layers: KVLayers = zero_caches(
+            num_layers, shape, dtype, device, has_heads_apart=has_heads_apart
+        )
         self.block_size = block_size
         self.pool = BlockPool(num_blocks, block_size)
         self._device = device

@@ -266,7 +266,8 @@ class NativeModel:
 def _cache_fields(layers: KVLayers) -> list[tuple[int, ...]]:
     return [
         (
-            *(_CACHE_INT8 if scales else cache_format(k), k.shape[1], k.data_ptr(), v.data_ptr()),
+            _CACHE_INT8 if scales else cache_format(k, may_have_heads_apart=True),
+            *(k.shape[1], k.stride(1), k.stride(2), k.data_ptr(), v.data_ptr()),
             *((x.data_ptr() for x in scales) if scales else (0, 0)),
         )
         for k, v, *scales in layers

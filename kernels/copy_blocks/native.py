@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stagebeam.bindings import _cpu
-from stagebeam.kernels.native_arrays import exact
+from stagebeam.kernels.native_arrays import exact, has_heads_apart
 from stagebeam.kernels.shapes import check_shapes
 
 
@@ -15,7 +15,11 @@ def copy_blocks(kv_layers: list[tuple[Tensor, Tensor]], pairs: Tensor) -> None:
     own = exact(pairs, torch.int32)
     for caches in kv_layers:
         for cache in caches:
-            if not cache.is_contiguous():
-                raise ValueError(f"expected a contiguous cache, got strides {cache.stride()}")
-            block_bytes = cache[0].numel() * cache.element_size()
-            _cpu.copy_rows(cache.data_ptr(), block_bytes, own.data_ptr(), len(own))
+            if not (cache.is_contiguous() or has_heads_apart(cache)):
+                raise ValueError(
+                    "expected a cache that is contiguous or has its heads apart, got strides "
+                    f"{cache.stride()}"
+                )
+            for piece in [cache] if cache.is_contiguous() else cache.unbind(2):
+                block_bytes = piece[0].numel() * piece.element_size()
+                _cpu.copy_rows(piece.data_ptr(), block_bytes, own.data_ptr(), len(own))

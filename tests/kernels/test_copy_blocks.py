@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from stagebeam.kernels.registry import resolve
+
 OP = "copy_blocks"
 
 
@@ -27,6 +29,17 @@ def test_copy_blocks(op, pairs, num_layers, dtype) -> None:
     for got, wanted in zip(layers, expected):
         torch.testing.assert_close(got[0], wanted[0], rtol=0, atol=0, equal_nan=True)
         torch.testing.assert_close(got[1], wanted[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_blocks_of_heads_apart(backend) -> None:
+    cache, scales = torch.randn(2, 7, 4, 6).movedim(0, 2), torch.randn(2, 7, 4).movedim(0, 2)
+    expected = cache.clone(), scales.clone()
+    for x in expected:
+        x[5], x[0] = x[2], x[6]
+    resolve(backend).copy_blocks([(cache, scales)], torch.tensor([[2, 5], [6, 0]], dtype=torch.int32))
+    assert torch.equal(cache, expected[0])
+    assert torch.equal(scales, expected[1])
 
 
 def test_pairs_of_another_shape_are_refused(op) -> None:

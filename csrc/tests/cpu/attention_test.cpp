@@ -52,6 +52,22 @@ class Branches {
     for (float& x : queries_) x = normal(random);
   }
 
+  // The same numbers with each head's tokens side by side.
+  void move_heads_apart() {
+    const int64_t dim = shape_.head_dim;
+    for (std::vector<Bfloat16>* cache : {&keys_, &values_}) {
+      const std::vector<Bfloat16> from = *cache;
+      const int64_t num_tokens = static_cast<int64_t>(from.size()) / (kKvHeads * dim);
+      for (int64_t t = 0; t < num_tokens; ++t) {
+        for (int64_t h = 0; h < kKvHeads; ++h) {
+          std::copy_n(from.data() + (t * kKvHeads + h) * dim, dim,
+                      cache->data() + (h * num_tokens + t) * dim);
+        }
+      }
+    }
+    are_heads_apart_ = true;
+  }
+
   void grow() {
     for (int32_t& length : tail_lens_) ++length;
   }
@@ -72,8 +88,15 @@ class Branches {
     std::vector<float> out(count * width);
     AttentionLayer layer{};
     layer.shape = shape_;
-    layer.cache = {CacheFormat::kBfloat16, block_size_, keys_.data(),
-                   values_.data(),         nullptr,     nullptr};
+    const int64_t num_tokens = static_cast<int64_t>(keys_.size()) / (kKvHeads * shape_.head_dim);
+    layer.cache = {CacheFormat::kBfloat16,
+                   block_size_,
+                   are_heads_apart_ ? shape_.head_dim : kKvHeads * shape_.head_dim,
+                   are_heads_apart_ ? num_tokens * shape_.head_dim : shape_.head_dim,
+                   keys_.data(),
+                   values_.data(),
+                   nullptr,
+                   nullptr};
     layer.q = queries_.data() + first * width;
     layer.q_stride = layer.out_stride = width;
     layer.out = out.data();
@@ -84,6 +107,7 @@ class Branches {
  private:
   AttentionShape shape_;
   int64_t block_size_;
+  bool are_heads_apart_ = false;
   int32_t trunk_;
   int64_t width_;
   std::vector<int32_t> trunk_table_, tail_tables_, tail_lens_;
@@ -107,6 +131,8 @@ TEST(attention_is_near_plain_cplusplus_and_the_same_bits_alone) {
     for (const int64_t block_size : {16, 5}) {
       for (const int64_t trunk : {0, 63, 290}) {
         Branches branches(head_dim, block_size, trunk, kRows);
+        Branches apart = branches;
+        apart.move_heads_apart();
         set_active_isa(Isa::kScalar);
         const std::vector<float> plain = branches.attend(0, kRows, 1);
         for (const Isa isa : available_isas()) {
@@ -115,6 +141,7 @@ TEST(attention_is_near_plain_cplusplus_and_the_same_bits_alone) {
           // Rounded queries and weights are within 2^-9 of theirs.
           CHECK(distance(all, plain) < 4e-3);
           CHECK(branches.attend(0, kRows, 3) == all);
+          CHECK(apart.attend(0, kRows, 2) == all);
           const int64_t width = kHeads * head_dim;
           for (int64_t r = 0; r < kRows; r += 4) {
             const std::vector<float> alone = branches.attend(r, 1, 1);
@@ -158,7 +185,8 @@ TEST(attention_to_one_image_has_the_same_bits_in_groups_and_alone) {
     for (int64_t i = 0; i <= count; ++i) offsets[i] = static_cast<int32_t>(i);
     AttentionLayer layer{};
     layer.shape = {6, 3, kDim, 0.2f};
-    layer.cache = {CacheFormat::kBfloat16, kTokens, keys.data(), values.data(), nullptr, nullptr};
+    layer.cache = {CacheFormat::kBfloat16, kTokens, 3 * kDim, kDim, keys.data(),
+                   values.data(),          nullptr, nullptr};
     layer.q = queries.data() + first * kWidth;
     layer.q_stride = layer.out_stride = kWidth;
     std::vector<float> out(count * kWidth);

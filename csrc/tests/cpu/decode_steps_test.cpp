@@ -84,7 +84,16 @@ class Model {
   }
   KvCache make_cache(CacheFormat format) {
     const int64_t heads = kNumBlocks * kBlockSize * kKvHeads;
-    KvCache cache{format, kBlockSize, nullptr, nullptr, nullptr, nullptr};
+    // int8's heads lie apart, the others' side by side.
+    const bool is_apart = format == CacheFormat::kInt8;
+    KvCache cache{format,
+                  kBlockSize,
+                  is_apart ? kHeadDim : kKvHeads * kHeadDim,
+                  is_apart ? kNumBlocks * kBlockSize * kHeadDim : kHeadDim,
+                  nullptr,
+                  nullptr,
+                  nullptr,
+                  nullptr};
     auto bytes = [&] {
       memory_.emplace_back(heads * kHeadDim * element_bytes(format));
       return memory_.back().data();
