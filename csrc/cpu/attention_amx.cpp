@@ -162,7 +162,7 @@ class RowsAhead {
     first_ = {unit.rows.values, unit.count};
     then_ = next == nullptr ? Part{nullptr, 0} : Part{next->rows.keys, next->count};
     row_bytes_ = unit.head_dim() * int64_t{sizeof(Bfloat16)};
-    rows_a_step_ = (first_.count + then_.count) * kOne / num_steps + 1;
+    rows_a_step_ = (first_.count + then_.count) * kOne * 3 / (2 * num_steps) + 1;
     due_ = 0;
   }
   void step(int64_t times = 1) {
