@@ -13,6 +13,7 @@ struct Dots<SimdAvx2> {
   static constexpr int kVectors = 2;
   static constexpr int kMaxRows = 4;
   static constexpr bool kIsOffset = false;
+  static constexpr int32_t kStart = 0;
   static constexpr bool kIsWide = true;
   using Ints = __m256i;
 
@@ -62,8 +63,8 @@ struct Dots<SimdAvx2> {
       }
     }
   }
-  STAGEBEAM_INLINE static inline __m256 part(const Ints (&sums)[2], int i) {
-    return _mm256_cvtepi32_ps(sums[i]);
+  STAGEBEAM_INLINE static inline __m256 times(const Ints (&sums)[2], int i, __m256 step) {
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(sums[i]), step);
   }
 };
 

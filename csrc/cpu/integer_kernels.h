@@ -22,11 +22,16 @@ STAGEBEAM_INLINE inline float multiply_add(float a, float b, float c) {
   return __builtin_fmaf(a, b, c);
 }
 
+// Adding it rounds to a whole number, which is then in the low bits.
+inline constexpr float kRoundingShift = 12582912.0f;  // 1.5 * 2^23
+inline constexpr int32_t kRoundingBits = 0x4b400000;  // its own
+
 // One group of up to kRows rows of activations as int8, and what belongs to them, side by side: a
 // kernel finds all of it at fixed distances from one pointer.
 //   scales: of each row; of int4 weights divided by kInt4Factor
 //   sums:   scale * sum of the row's numbers, for what int4's least multiplies
-//   starts: what an integer sum begins with, -128 * sum of the row's numbers
+//   starts: what an integer sum of int8 weights w + 128 begins with, kStart - 128 * sum of the row's
+//           numbers
 template <int kRows, typename Element>
 struct IntegerGroup {
   Element q[kRows][kGroupSize];
@@ -40,7 +45,8 @@ template <typename S>
 struct Dots {
   static constexpr int kVectors = 1;
   static constexpr int kMaxRows = 2;
-  static constexpr bool kIsOffset = false;  // sums begin with `starts`, weights are w + 128
+  static constexpr bool kIsOffset = false;  // int8 weights are w + 128, and sums begin with `starts`
+  static constexpr int32_t kStart = 0;      // what other sums begin with
   static constexpr bool kIsWide = false;    // int8 weights meet activations that are int16
   struct Ints {
     int32_t v[kPanelRows];
@@ -75,11 +81,11 @@ struct Dots {
   static inline void to_floats(const Ints& sums, float* out) {
     for (int i = 0; i < kPanelRows; ++i) out[i] = static_cast<float>(sums.v[i]);
   }
-  // Vector i of S::kWidth sums.
-  static inline typename S::Float part(const Ints (&sums)[1], int i) {
+  // Vector i of S::kWidth sums less kStart, times `step`, rounded once.
+  static inline typename S::Float times(const Ints (&sums)[1], int i, typename S::Float step) {
     float values[kPanelRows];
     to_floats(sums[0], values);
-    return S::load(values + i * S::kWidth);
+    return S::mul(S::load(values + i * S::kWidth), step);
   }
 };
 
@@ -88,10 +94,6 @@ template <typename S, WeightFormat kFormat, bool kIsLone>
 using GroupOf = IntegerGroup<
     kIsLone ? 1 : Dots<S>::kMaxRows,
     std::conditional_t<Dots<S>::kIsWide && kFormat == WeightFormat::kInt8, int16_t, int8_t>>;
-
-// Adding it rounds to a whole number, which is then in the low bits.
-inline constexpr float kRoundingShift = 12582912.0f;  // 1.5 * 2^23
-inline constexpr int32_t kRoundingBits = 0x4b400000;  // its own
 
 // Rounds a row's groups, one after the other: kGroupSize integers to place(group), numbers after
 // the last being zeros; then note(group, scale, sum of the integers). An instruction set may
@@ -161,7 +163,7 @@ void quantize_row(const float* x, int64_t count, std::byte* memory, int64_t row)
     }
     groups[g].scales[row] = scale;
     groups[g].sums[row] = scale * static_cast<float>(sum);
-    groups[g].starts[row] = -128 * sum;
+    groups[g].starts[row] = Dots<S>::kStart - 128 * sum;
   });
 }
 
@@ -192,7 +194,7 @@ void multiply_integers(const std::byte* panel, const std::byte* memory, int64_t 
     const std::byte* line = block + kLayout.scale_bytes + in_block * kLines * kLineBytes;
     typename D::Ints dots[R][D::kVectors];
     STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
-      const auto start = D::set1(D::kIsOffset && !kIsInt4 ? x.starts[r] : 0);
+      const auto start = D::set1(D::kIsOffset && !kIsInt4 ? x.starts[r] : D::kStart);
       STAGEBEAM_UNROLL for (int v = 0; v < D::kVectors; ++v) dots[r][v] = start;
     }
     STAGEBEAM_UNROLL for (int i = 0; i < kLines; ++i) {
@@ -213,8 +215,7 @@ void multiply_integers(const std::byte* panel, const std::byte* memory, int64_t 
         step = S::load_bf16(bits + in_block * kPanelRows + v * S::kWidth);
       }
       STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
-        const auto scale = S::mul(step, S::set1(x.scales[r]));
-        sums[r][v] = S::fma(D::part(dots[r], v), scale, sums[r][v]);
+        sums[r][v] = S::fma(D::times(dots[r], v, step), S::set1(x.scales[r]), sums[r][v]);
         if constexpr (kIsInt4) {
           sums[r][v] = S::fma(least, S::set1(x.sums[r]), sums[r][v]);
         }

@@ -199,9 +199,8 @@ void multiply_panels(const LinearTask& task, const Panels& panels, const Piece& 
         step = S::load_bf16(bits + g % kBlockGroups * kPanelRows);
       }
       STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
-        const __m512 scale = S::mul(step, S::set1(scales[r]));
         const __m512 dot = _mm512_cvtepi32_ps(S::load_words(group_dots + r * kPanelRows));
-        sums[r] = S::fma(dot, scale, sums[r]);
+        sums[r] = S::fma(S::mul(dot, step), S::set1(scales[r]), sums[r]);
         if constexpr (kIsInt4) sums[r] = S::fma(least, S::set1(scales[R + r]), sums[r]);
       }
     };

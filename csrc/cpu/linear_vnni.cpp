@@ -30,6 +30,8 @@ struct Dots<SimdVnni> {
   static constexpr int kVectors = 1;
   static constexpr int kMaxRows = 8;
   static constexpr bool kIsOffset = true;
+  // A sum's bits are the float that is kRoundingShift more than it, which `times` takes away.
+  static constexpr int32_t kStart = kRoundingBits;
   static constexpr bool kIsWide = false;
   using Ints = __m512i;
 
@@ -61,8 +63,10 @@ struct Dots<SimdVnni> {
   }
   template <int R>
   STAGEBEAM_INLINE static inline void finish_int4(Ints (&)[R][1]) {}
-  STAGEBEAM_INLINE static inline __m512 part(const Ints (&sums)[1], int) {
-    return _mm512_cvtepi32_ps(sums[0]);
+  STAGEBEAM_INLINE static inline __m512 times(const Ints (&sums)[1], int, __m512 step) {
+    // Exact: a step has few bits.
+    const __m512 shift = _mm512_mul_ps(step, _mm512_set1_ps(-kRoundingShift));
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(sums[0]), step, shift);
   }
 };
 
