@@ -21,7 +21,7 @@ from stagebeam.bindings import _cpu
 
 ISA = "avx2"
 # What is counted: the calls from here on down.
-FUNCTIONS = ("stagebeam::linear_part(*", "stagebeam::cpu::AttentionPlan::run_item(*")
+FUNCTIONS = ("stagebeam::linear_part(*", "stagebeam::cpu::AttentionPlan::run_items(*")
 # What `active_isa` calls and no kernel does: it ends a case's counts.
 MARK = "stagebeam::isa_name(*"
 # Kernel:format:rows, one row and eight branches.
@@ -66,7 +66,11 @@ def count(cases: Sequence[str]) -> dict[str, int]:
         )
         parts = [Path(f"{out}.{number}").read_text() for number in range(1, len(cases) + 1)]
     totals = [re.search(r"^totals: (\d+)", part, re.MULTILINE) for part in parts]
-    return {case: int(total[1]) for case, total in zip(cases, totals, strict=True) if total}
+    counts = {case: int(total[1]) for case, total in zip(cases, totals, strict=True) if total}
+    empty = [case for case in cases if not counts.get(case)]
+    if empty:
+        raise RuntimeError(f"no instructions of {empty}: has one of {FUNCTIONS} another name?")
+    return counts
 
 
 def instructions() -> dict[str, Any]:

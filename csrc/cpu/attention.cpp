@@ -287,8 +287,7 @@ class AttentionPlan::ItemTiles : public TileSource {
       }
       longest = std::max(longest, row.limit);
     }
-    slot.tile = {&layout_,      &slot.shared, 0,     longest,
-                 source.length, slot.queries, count, lines_ahead_};
+    slot.tile = {&layout_, &slot.shared, 0, longest, source.length, slot.queries, count};
     if (!plan_.is_split_) return;
     slot.tile.begin = item.split * kSplitTokens;
     slot.tile.end = std::min(longest, slot.tile.begin + kSplitTokens);
@@ -307,7 +306,8 @@ class AttentionPlan::ItemTiles : public TileSource {
 // A tile of a source of its own.
 class OneTile : public TileSource {
  public:
-  explicit OneTile(const Tile& tile) : TileSource(*tile.layout, tile.lines_ahead), tile_(&tile) {}
+  OneTile(const Tile& tile, LinesAhead* lines_ahead)
+      : TileSource(*tile.layout, lines_ahead), tile_(&tile) {}
   const Tile* next() override { return std::exchange(tile_, nullptr); }
   void done(const Tile&) override {}
 
@@ -335,7 +335,7 @@ void AttentionPlan::fold_all(const AttentionLayer& layer, const Tile& whole, int
   Tile tile = whole;
   for (tile.begin = 0; tile.begin < whole.end; tile.begin += kSplitTokens) {
     tile.end = std::min(tile.begin + kSplitTokens, whole.end);
-    OneTile one(tile);
+    OneTile one(tile, &scratch.lines_ahead);
     k.attend(one);
     for (int64_t q = 0; q < tile.num_queries; ++q) {
       k.fold_states(tile.queries[q].state, 1, head_dim, folded + q * stride);

@@ -202,9 +202,9 @@ inline void attend_rows(const KvLayout& layout, const Rows& rows, int64_t begin,
   }
 }
 
-void attend_split(const Tile& tile, const TokensAhead& after) {
+void attend_split(const Tile& tile, const TileSource& tiles) {
   Rows rows;
-  Prefetcher ahead(*tile.layout, after, tile.lines_ahead);
+  Prefetcher ahead(*tile.layout, tiles.after(), tiles.lines_ahead());
   const int64_t shared_end = std::min(tile.end, tile.shared_end);
   if (tile.begin < shared_end) {
     rows.find(*tile.layout, *tile.shared, tile.begin, shared_end, tile.begin);
@@ -218,7 +218,7 @@ void attend_split(const Tile& tile, const TokensAhead& after) {
   const int64_t tail_begin = std::max(tile.begin, tile.shared_end);
   for (int64_t q = 0, next = 0; q < tile.num_queries; q = next) {
     const Query& query = tile.queries[q];
-    while (next < tile.num_queries && tile.queries[next].tail == query.tail) ++next;
+    next = tile.run_end(q);
     const int64_t end = std::min(tile.end, query.limit);
     if (query.tail != nullptr && tail_begin < end) {
       rows.find(*tile.layout, *query.tail, tail_begin, end, tile.begin);
@@ -234,7 +234,7 @@ void attend_split(const Tile& tile, const TokensAhead& after) {
 }  // namespace
 
 void attend_bf16_pairs(TileSource& tiles) {
-  each_tile(tiles, [&](const Tile& tile) { attend_split(tile, tiles.after()); });
+  each_tile(tiles, [&](const Tile& tile) { attend_split(tile, tiles); });
 }
 
 }  // namespace stagebeam::cpu

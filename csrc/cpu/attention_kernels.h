@@ -207,7 +207,7 @@ void attend_split(const Tile& tile) {
     const int64_t tail_begin = std::max(tile.begin, tile.shared_end);
     for (int64_t q = 0, next = 0; q < tile.num_queries; q = next) {
       const Query& query = tile.queries[q];
-      while (next < tile.num_queries && tile.queries[next].tail == query.tail) ++next;
+      next = tile.run_end(q);
       const int64_t tail_end = std::min(tile.end, query.limit);
       if (query.tail != nullptr && tail_begin < tail_end) work(q, next - q, tail_begin, tail_end);
     }

@@ -30,7 +30,8 @@ inline constexpr int32_t kRoundingBits = 0x4b400000;  // its own
 // kernel finds all of it at fixed distances from one pointer.
 //   scales: of each row; of int4 weights divided by kInt4Factor
 //   sums:   scale * sum of the row's numbers, for what int4's least multiplies
-//   starts: what an integer sum of int8 weights w + 128 begins with, kStart - 128 * sum of the row's
+//   starts: what an integer sum of int8 weights w + 128 begins with, kStart - 128 * sum of the
+//   row's
 //           numbers
 template <int kRows, typename Element>
 struct IntegerGroup {
@@ -45,9 +46,10 @@ template <typename S>
 struct Dots {
   static constexpr int kVectors = 1;
   static constexpr int kMaxRows = 2;
-  static constexpr bool kIsOffset = false;  // int8 weights are w + 128, and sums begin with `starts`
-  static constexpr int32_t kStart = 0;      // what other sums begin with
-  static constexpr bool kIsWide = false;    // int8 weights meet activations that are int16
+  static constexpr bool kIsOffset =
+      false;                              // int8 weights are w + 128, and sums begin with `starts`
+  static constexpr int32_t kStart = 0;    // what other sums begin with
+  static constexpr bool kIsWide = false;  // int8 weights meet activations that are int16
   struct Ints {
     int32_t v[kPanelRows];
   };

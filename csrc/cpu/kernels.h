@@ -83,8 +83,14 @@ struct Tile {
   int64_t end;
   int64_t shared_end;
   Query* queries;
-  int64_t num_queries;      // at most kMaxTileQueries
-  LinesAhead* lines_ahead;  // null for none
+  int64_t num_queries;  // at most kMaxTileQueries
+
+  // Where the run of queries with one tail ends that `first` begins.
+  int64_t run_end(int64_t first) const {
+    int64_t end = first + 1;
+    while (end < num_queries && queries[end].tail == queries[first].tail) ++end;
+    return end;
+  }
 };
 
 // A run of tiles, for kernels that work on several at once.
@@ -101,6 +107,7 @@ class TileSource {
   virtual TokensAhead after() const { return {}; }
   // Of all tiles.
   const KvLayout& layout() const { return layout_; }
+  // What the thread reads after them; null for nothing.
   LinesAhead* lines_ahead() const { return lines_ahead_; }
 
   static constexpr int kMostTiles = 3;
