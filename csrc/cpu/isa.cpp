@@ -110,6 +110,14 @@ bool has_avx512_vnni() {
 #endif
 }
 
+bool has_gfni() {
+#if defined(__x86_64__)
+  return has_avx512_vnni() && __builtin_cpu_supports("gfni");
+#else
+  return false;
+#endif
+}
+
 bool has_avx512_bf16() {
 #if defined(__x86_64__)
   return available_isas().back() >= Isa::kAvx512 && __builtin_cpu_supports("avx512bf16");

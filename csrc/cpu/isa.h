@@ -25,6 +25,8 @@ std::vector<Isa> available_isas();
 
 // Whether 8-bit dot products of AVX-512 (VNNI) may be used; only ever true from kAvx512 on.
 bool has_avx512_vnni();
+// The same with shifts within bytes (GFNI).
+bool has_gfni();
 // Whether AVX-512's bfloat16 dot products may be used; only ever true from kAvx512 on.
 bool has_avx512_bf16();
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "isa.h"
 #include "linear.h"
 
 namespace stagebeam::kernels {
@@ -65,11 +66,18 @@ void multiply_rounded_scalar(const LinearTask& task, WeightFormat format, int64_
 void multiply_rounded_neon(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
 void multiply_rounded_avx2(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
 void multiply_rounded_vnni(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
+void multiply_rounded_gfni(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
+// The faster one of both that this machine runs.
+inline void multiply_rounded_vectors(const LinearTask& task, WeightFormat format, int64_t first,
+                                     int64_t end) {
+  static const MultiplyFunction run = has_gfni() ? multiply_rounded_gfni : multiply_rounded_vnni;
+  run(task, format, first, end);
+}
 // The same for bf16 weights with activations rounded to bf16.
 void multiply_rounded_bf16(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
 void multiply_rounded_amx_bf16(const LinearTask& task, WeightFormat format, int64_t first,
                                int64_t end);
-// The bits of multiply_rounded_vnni, which takes few rows itself.
+// The bits of multiply_rounded_vectors, which takes few rows itself.
 void multiply_rounded_amx_integers(const LinearTask& task, WeightFormat format, int64_t first,
                                    int64_t end);
 

@@ -1,5 +1,4 @@
-// The integer products with AVX-512's VNNI: four 8-bit products a lane and instruction. Machines
-// with AVX-512 but without VNNI use AVX2's.
+// The integer products with VNNI alone. Machines with AVX-512 but without VNNI use AVX2's.
 #if defined(__x86_64__)
 #include <cstddef>
 #include <cstdint>
@@ -13,62 +12,25 @@
 #pragma GCC target("avx512vnni")
 #endif
 
-#include "integer_avx512.h"
+#include "integer_vnni.h"
 
 namespace stagebeam {
 
-// A name of its own, so that no template is shared with code for machines without VNNI.
-struct SimdVnni : SimdAvx512 {};
+// A name of its own, so that no template is shared with code for other machines.
+struct SimdVnni : SimdAvx512 {
+  STAGEBEAM_INLINE static inline void halves(const std::byte* line, __m512i& low, __m512i& high) {
+    const __m512i words = load_words(line), mask = _mm512_set1_epi8(15);
+    low = _mm512_and_si512(words, mask);
+    high = _mm512_and_si512(_mm512_srli_epi16(words, 4), mask);
+  }
+};
 
 namespace kernels {
 
 template <>
 struct Rounding<SimdVnni> : RoundingAvx512 {};
-
 template <>
-struct Dots<SimdVnni> {
-  static constexpr int kVectors = 1;
-  static constexpr int kMaxRows = 8;
-  static constexpr bool kIsOffset = true;
-  // A sum's bits are the float that is kRoundingShift more than it, which `times` takes away.
-  static constexpr int32_t kStart = kRoundingBits;
-  static constexpr bool kIsWide = false;
-  using Ints = __m512i;
-
-  static inline Ints set1(int32_t x) { return _mm512_set1_epi32(x); }
-  static inline Ints four(const int8_t* x) {
-    int32_t bits;
-    std::memcpy(&bits, x, 4);
-    return _mm512_set1_epi32(bits);
-  }
-  template <int R>
-  STAGEBEAM_INLINE static inline void add_int8(const std::byte* line, const int8_t (*x)[kGroupSize],
-                                               int at, Ints (&sums)[R][1]) {
-    // The instruction wants one side unsigned: w + 128.
-    const __m512i w = _mm512_xor_si512(SimdAvx512::load_words(line), _mm512_set1_epi8(-128));
-    STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
-      sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], w, four(x[r] + at));
-    }
-  }
-  template <int R>
-  STAGEBEAM_INLINE static inline void add_int4(const std::byte* line, const int8_t (*x)[kGroupSize],
-                                               int at, Ints (&sums)[R][1]) {
-    const __m512i words = SimdAvx512::load_words(line), mask = _mm512_set1_epi8(15);
-    const __m512i low = _mm512_and_si512(words, mask);
-    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(words, 4), mask);
-    STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) {
-      sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], low, four(x[r] + at));
-      sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], high, four(x[r] + at + 4));
-    }
-  }
-  template <int R>
-  STAGEBEAM_INLINE static inline void finish_int4(Ints (&)[R][1]) {}
-  STAGEBEAM_INLINE static inline __m512 times(const Ints (&sums)[1], int, __m512 step) {
-    // Exact: a step has few bits.
-    const __m512 shift = _mm512_mul_ps(step, _mm512_set1_ps(-kRoundingShift));
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(sums[0]), step, shift);
-  }
-};
+struct Dots<SimdVnni> : VnniDots<SimdVnni> {};
 
 void multiply_rounded_vnni(const LinearTask& task, WeightFormat format, int64_t first,
                            int64_t end) {

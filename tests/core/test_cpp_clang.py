@@ -16,7 +16,7 @@ SOURCES = Path(__file__).resolve().parents[2] / "csrc/cpu"
 FLAGS = ["-std=c++20", "-Wall", "-Wextra", "-Werror"]
 X86 = [
     *("isa", "thread_pool", "linear_avx2", "linear_avx512", "linear_bf16", "linear_vnni"),
-    *("linear_amx", "linear_amx_integers", "attention_bf16", "attention_amx"),
+    *("linear_gfni", "linear_amx", "linear_amx_integers", "attention_bf16", "attention_amx"),
     *("kernels_avx2", "kernels_avx512"),
 ]
 ARM = ["isa", "thread_pool", "linear_neon", "kernels_generic", "attention"]

@@ -24,6 +24,7 @@ PARTS = [
     "linear_avx2",
     "linear_avx512",
     "linear_vnni",
+    "linear_gfni",
     "linear_bf16",
     "linear_amx",
     "linear_amx_integers",

@@ -3,12 +3,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "../../cpu/half.h"
 #include "../../cpu/isa.h"
+#include "../../cpu/linear_tables.h"
 #include "../../cpu/thread_pool.h"
 #include "../check.h"
 
@@ -169,6 +171,51 @@ TEST(simd_sets_give_the_same_bits) {
       }
     }
   }
+}
+
+// Machines with GFNI would never take the way without it.
+TEST(integer_products_without_gfni_give_the_same_bits) {
+#if defined(__x86_64__)
+  if (!has_gfni()) return;
+  const auto columns = int64_t{70}, in_features = int64_t{150};
+  const auto values = random_floats(columns * in_features, 5);
+  for (const WeightFormat format : {WeightFormat::kInt8, WeightFormat::kInt4}) {
+    PackedMatrix weights(columns, in_features, format);
+    weights.pack_rows(0, columns, values.data(), SourceType::kFloat32, in_features);
+    const PackedMatrix::Run& run = weights.runs().front();
+    for (const int64_t rows : {1, 5, 8, 11}) {
+      const auto x = random_floats(rows * in_features, 6);
+      struct alignas(64) Memory {
+        float sums[kernels::kMaxSums];
+        std::byte integers[1 << 16];
+      };
+      const auto memory = std::make_unique<Memory>();
+      CHECK(kernels::rounded_bytes(format, rows, in_features) <= int64_t{sizeof memory->integers});
+      auto multiply = [&](kernels::MultiplyFunction function) {
+        std::vector<float> out(rows * columns, NAN);
+        const kernels::LinearTask task{run.data,
+                                       run.first,
+                                       static_cast<int64_t>(weights.panel_bytes()),
+                                       in_features,
+                                       columns,
+                                       {x.data(), in_features},
+                                       rows,
+                                       {out.data(), columns},
+                                       {},
+                                       memory->sums,
+                                       nullptr,
+                                       memory->integers};
+        function(task, format, run.first, run.end);
+        return out;
+      };
+      const auto with = multiply(kernels::multiply_rounded_gfni);
+      const auto without = multiply(kernels::multiply_rounded_vnni);
+      CHECK(same_bits(with.data(), without.data(), with.size()));
+      CHECK(
+          same_bits(with.data(), product(weights, x.data(), rows, columns, 1).data(), with.size()));
+    }
+  }
+#endif
 }
 
 TEST(integer_products_carry_nan_and_infinity_to_their_row_alone) {
