@@ -9,8 +9,7 @@ namespace stagebeam::cpu {
 namespace {
 
 constexpr int64_t kLineFloats = 16;
-constexpr int64_t kUnitsAhead = 4;    // units whose queries are asked for
-constexpr int64_t kFirstTokens = 16;  // asked for at once: of a longer burst much is dropped
+constexpr int64_t kUnitsAhead = 4;  // units whose queries are asked for
 
 template <typename T>
 T* at_bytes(T* base, int64_t bytes) {
@@ -159,27 +158,6 @@ TokensAhead AttentionPlan::tokens_of(const AttentionLayer& layer, const Item& it
   }
   return {head_of(layer, row.tail_table, source.length, 0, kv_head), begin,
           row.tail_table == nullptr ? begin : std::min(end, row.limit)};
-}
-
-void AttentionPlan::prefetch_share(const AttentionLayer& layer, int share) const {
-  if (share_begin_[share] == share_begin_[share + 1]) return;
-  const Item& item = items_[share_begin_[share]];
-  const KvLayout layout = layout_of(layer);
-  const TokensAhead first = tokens_of(layer, item, item.kv_begin);
-  const int64_t end = std::min(first.end, first.begin + kFirstTokens);
-  const int64_t bytes = element_bytes(layout.format);
-  for (int64_t token = first.begin; token < end; ++token) {
-    const int64_t index = token - first.head.first_token;
-    const int32_t* table = first.head.table;
-    const int64_t block = table == nullptr ? 0 : index / layout.block_size;
-    const int64_t slot = table == nullptr ? 0 : table[block];
-    const int64_t at =
-        slot * layout.block_stride + (index - block * layout.block_size) * layout.token_stride;
-    for (int64_t i = 0; i < layout.head_dim * bytes; i += 64) {
-      __builtin_prefetch(at_bytes(first.head.keys, at * bytes + i), 0, 2);
-      __builtin_prefetch(at_bytes(first.head.values, at * bytes + i), 0, 2);
-    }
-  }
 }
 
 // The tiles of a run of items: of each KV head of an item some rows' queries, as many as fit.

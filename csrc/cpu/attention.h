@@ -116,8 +116,6 @@ class AttentionPlan {
   // Where is_split: the same for what a share's items need, by the thread that runs them.
   void prepare_share(const AttentionLayer& layer, int share, AttentionScratch& scratch);
 
-  // Asks for the first cache lines of a share, so that they are near when it runs.
-  void prefetch_share(const AttentionLayer& layer, int share) const;
   // Runs items begin .. end - 1; every item runs once a layer, in any order, on any thread. `share`
   // is their share, 0 unless is_split. Items without a marked row, [num_rows], are left out; null
   // marks all.

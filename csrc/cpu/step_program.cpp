@@ -326,7 +326,6 @@ void StepProgram::attend(AttentionPlan& plan, const AttentionLayer& layer, int p
     }
     return;
   }
-  plan.prefetch_share(layer, part);
   plan.prepare_share(layer, part, scratch);
   point_ahead(index, part, parts);
   plan.run_items(layer, plan.first_item(part), plan.first_item(part + 1), part, is_marked, scratch);
