@@ -37,7 +37,9 @@ def test_blocks_of_heads_apart(backend) -> None:
     expected = cache.clone(), scales.clone()
     for x in expected:
         x[5], x[0] = x[2], x[6]
-    resolve(backend).copy_blocks([(cache, scales)], torch.tensor([[2, 5], [6, 0]], dtype=torch.int32))
+    resolve(backend).copy_blocks(
+        [(cache, scales)], torch.tensor([[2, 5], [6, 0]], dtype=torch.int32)
+    )
     assert torch.equal(cache, expected[0])
     assert torch.equal(scales, expected[1])
 
