@@ -46,8 +46,8 @@ template <typename S>
 struct Dots {
   static constexpr int kVectors = 1;
   static constexpr int kMaxRows = 2;
-  static constexpr bool kIsOffset =
-      false;                              // int8 weights are w + 128, and sums begin with `starts`
+  // int8 weights are w + 128, and sums begin with `starts`.
+  static constexpr bool kIsOffset = false;
   static constexpr int32_t kStart = 0;    // what other sums begin with
   static constexpr bool kIsWide = false;  // int8 weights meet activations that are int16
   struct Ints {
