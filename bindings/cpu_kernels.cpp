@@ -137,16 +137,19 @@ void bind_rows(py::module_& m) {
       "Copy row r of `rows` to row slots[r] of `cache`; a slot below 0 skips.");
   m.def(
       "copy_rows",
-      [](Address cache, int64_t row_bytes, Address pairs, int64_t count) {
+      [](Address cache, int64_t row_bytes, int64_t num_pieces, int64_t piece_bytes, Address pairs,
+         int64_t count) {
         const py::gil_scoped_release release;
-        const int32_t* pair = at<int32_t>(pairs);
-        for (int64_t i = 0; i < count; ++i, pair += 2) {
-          std::memcpy(at<char>(cache) + pair[1] * row_bytes, at<char>(cache) + pair[0] * row_bytes,
-                      row_bytes);
+        for (int64_t piece = 0; piece < num_pieces; ++piece) {
+          char* rows = at<char>(cache) + piece * piece_bytes;
+          const int32_t* pair = at<int32_t>(pairs);
+          for (int64_t i = 0; i < count; ++i, pair += 2) {
+            std::memcpy(rows + pair[1] * row_bytes, rows + pair[0] * row_bytes, row_bytes);
+          }
         }
       },
-      "cache"_a, "row_bytes"_a, "pairs"_a, "count"_a,
-      "Copy row pairs[i][0] of `cache` over row pairs[i][1].");
+      "cache"_a, "row_bytes"_a, "num_pieces"_a, "piece_bytes"_a, "pairs"_a, "count"_a,
+      "In each of a cache's pieces, piece_bytes apart, copy row pairs[i][0] over row pairs[i][1].");
   m.def(
       "merge_states",
       [](Address out_a, Address lse_a, Address out_b, Address lse_b, int64_t num_heads,

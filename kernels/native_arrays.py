@@ -1,4 +1,4 @@
-"""Tensors as the C++ kernels take them: contiguous, float32, by address.
+"""Tensors as the C++ kernels take them: float32, by address; contiguous, or caches in known strides.
 
 Used by the native twins only. A caller keeps the tensor alive while the kernel runs.
 """
@@ -47,12 +47,12 @@ def has_heads_apart(cache: Tensor) -> bool:
 
 
 def cache_format(cache: Tensor, *, may_have_heads_apart: bool = False) -> int:
-    """The kernels' code of a cache's dtype; the cache must be contiguous."""
+    """The kernels' code of a cache's dtype; the cache must be contiguous, or may have its heads apart."""
     check_on_host(cache)
     is_whole = cache.is_contiguous() or (may_have_heads_apart and has_heads_apart(cache))
     if cache.dtype not in _CACHE_FORMATS or not is_whole:
         raise ValueError(
-            "the native kernels need contiguous caches of float32, bfloat16 or float16, got "
-            f"{cache.dtype}, strides {cache.stride()}"
+            f"the native kernels need contiguous caches{' or heads apart' * may_have_heads_apart} of "
+            f"float32, bfloat16 or float16, got {cache.dtype}, strides {cache.stride()}"
         )
     return _CACHE_FORMATS[cache.dtype]

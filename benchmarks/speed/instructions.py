@@ -44,7 +44,7 @@ def missing() -> str | None:
 
 def compiler() -> str:
     """The extension's, as it wrote it there; counts of another are others."""
-    names = re.search(rb"(?:GCC: \([^)]*\)|clang version) [\d.]+", Path(_cpu.__file__).read_bytes())
+    names = re.search(_COMPILER, Path(_cpu.__file__).read_bytes())
     return names[0].decode() if names else "unknown"
 
 

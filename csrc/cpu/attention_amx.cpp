@@ -92,7 +92,7 @@ class TileAttention {
 
  private:
   static constexpr int64_t kFew = 8;
-  static constexpr int64_t kLinesAhead = 8, kLineBytes = 64;
+  static constexpr int64_t kLinesAhead = 8;
 
   static constexpr int columns_of(int64_t queries) {
     return queries > 8 ? 16 : queries > 4 ? 8 : 4;
@@ -246,6 +246,7 @@ class TileAttention {
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         if (chunk + 1 < chunks) fill_chunk(u, chunk + 1, first, width);
         each<R::kNumGroups>([&]<int kGroup>() {
+          // Rows behind the columns are whatever lies there; their sums are not used.
           const int64_t columns = columns_of(u.group_size(group + kGroup));
           amx::load<R::weight(kGroup)>(scores_[group + kGroup] + chunk * kChunkTokens * columns,
                                        amx::kRowBytes);

@@ -45,7 +45,7 @@ void multiply_pairs(const uint32_t* const* rows, const PairTile& tile, int64_t p
   const uint32_t* x[R];
   STAGEBEAM_UNROLL for (int r = 0; r < R; ++r) x[r] = rows[r];
   for (int64_t p = 0; p < pairs; ++p) {
-    for (int i = 0; i < kLinesAPair; ++i, lines += Prefetcher::kLine) {
+    for (int i = 0; i < kLinesAPair; ++i, lines += kLineBytes) {
       _mm_prefetch(lines, _MM_HINT_T1);
     }
     __m512bh line[V];

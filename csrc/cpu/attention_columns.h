@@ -59,6 +59,7 @@ alignas(64) constexpr PairOrder<16> kOrder16;
 alignas(64) constexpr PairOrder<8> kOrder8;
 
 // Weights of 32 tokens, which weigh(v) makes a vector at a time and in order, to 16 pairs a query.
+// All are made before the first is stored: `out` is where their scores are.
 template <typename Weigh>
 inline void put_sixteen(Weigh&& weigh, uint32_t* out) {
   const __m512i order = _mm512_load_si512(kOrder16.at);
@@ -107,9 +108,9 @@ inline void put_four(Weigh&& weigh, uint32_t* out) {
   }
 }
 
-// Scores of `count` tokens from `begin` on to pairs of weights, zeros behind them up to a
-// multiple of 32; the states get the largest score and the sum, at `state_tail`. meanwhile() is
-// called once in four vectors.
+// Scores of `count` tokens from `begin` on become pairs of weights in their place, zeros behind
+// them up to a multiple of 32; the states get the largest score and the sum, at `state_tail`.
+// meanwhile() is called once in four vectors.
 template <int kColumns, typename Meanwhile>
 inline void to_weights(float* scores, int64_t begin, int64_t count, const Query* queries,
                        int64_t num_queries, int64_t state_tail, Meanwhile&& meanwhile) {

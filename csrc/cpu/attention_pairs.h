@@ -6,6 +6,7 @@
 // depend on the queries beside it.
 
 constexpr int kLanes = 16;
+constexpr int64_t kLineBytes = 64;
 constexpr int kVectors = 4;                // of a tile's line
 constexpr int kWidth = kVectors * kLanes;  // tokens of a key tile, elements of a value tile
 constexpr int kBlock = 2 * kLanes;         // elements of a line
@@ -110,7 +111,7 @@ class Prefetcher {
     for (; count > 0 && left_ > 0; --count) {
       if (run_ == 0) enter(0);
       const int64_t first = place_ * kElement, end = first + layout_.head_dim * kElement;
-      for (int64_t at = first; at < end; at += kLine) {
+      for (int64_t at = first; at < end; at += kLineBytes) {
         _mm_prefetch(keys_ + at, _MM_HINT_T1);
         _mm_prefetch(values_ + at, _MM_HINT_T1);
       }
@@ -121,13 +122,13 @@ class Prefetcher {
   }
   // `count` lines that the caller asks for; null where there are no more.
   const std::byte* take_lines(int64_t count) {
-    if (lines_ == nullptr || lines_->end - lines_->next < count * kLine) return nullptr;
+    if (lines_ == nullptr || lines_->end - lines_->next < count * kLineBytes) return nullptr;
     const std::byte* next = lines_->next;
-    lines_->next += count * kLine;
+    lines_->next += count * kLineBytes;
     return next;
   }
 
-  static constexpr int64_t kLine = 64, kElement = sizeof(Bfloat16);
+  static constexpr int64_t kElement = sizeof(Bfloat16);
 
  private:
   // The next block, from its `token` on.

@@ -105,7 +105,7 @@ class RowsAhead {
   }
 
  private:
-  static constexpr int64_t kOne = 256, kLineBytes = 64;
+  static constexpr int64_t kOne = 256;
   struct Part {
     const Bfloat16* const* rows;
     int64_t count;

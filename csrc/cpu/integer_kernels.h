@@ -11,7 +11,6 @@
 #include <cstring>
 #include <type_traits>
 
-#include "half.h"
 #include "linear_kernels.h"
 
 namespace stagebeam::kernels {
@@ -30,9 +29,7 @@ inline constexpr int32_t kRoundingBits = 0x4b400000;  // its own
 // kernel finds all of it at fixed distances from one pointer.
 //   scales: of each row; of int4 weights divided by kInt4Factor
 //   sums:   scale * sum of the row's numbers, for what int4's least multiplies
-//   starts: what an integer sum of int8 weights w + 128 begins with, kStart - 128 * sum of the
-//   row's
-//           numbers
+//   starts: what a sum of int8 weights w + 128 begins with, kStart - 128 * sum of the numbers
 template <int kRows, typename Element>
 struct IntegerGroup {
   Element q[kRows][kGroupSize];

@@ -48,7 +48,7 @@ struct VnniDots {
   template <int R>
   STAGEBEAM_INLINE static inline void finish_int4(Ints (&)[R][1]) {}
   STAGEBEAM_INLINE static inline __m512 times(const Ints (&sums)[1], int, __m512 step) {
-    // Exact: a step has few bits.
+    // Exact below 2^104: a step has few bits.
     const __m512 shift = _mm512_mul_ps(step, _mm512_set1_ps(-kRoundingShift));
     return _mm512_fmadd_ps(_mm512_castsi512_ps(sums[0]), step, shift);
   }

@@ -50,7 +50,7 @@ kernels::MultiplyFunction rounded_function(WeightFormat format) {
     case Isa::kAmx:
       return kernels::multiply_rounded_amx_integers;
     case Isa::kAvx512:
-      return has_avx512_vnni() ? kernels::multiply_rounded_vectors : kernels::multiply_rounded_avx2;
+      return has_avx512_vnni() ? kernels::multiply_rounded_avx512 : kernels::multiply_rounded_avx2;
     case Isa::kAvx2:
       return kernels::multiply_rounded_avx2;
 #endif

@@ -283,7 +283,7 @@ void multiply_rows(const LinearTask& task, int64_t row, int64_t rows, int64_t fi
 void multiply_rounded_amx_integers(const LinearTask& task, WeightFormat format, int64_t first,
                                    int64_t end) {
   if (task.num_rows < least_rows(format)) {
-    return multiply_rounded_vectors(task, format, first, end);
+    return multiply_rounded_avx512(task, format, first, end);
   }
   for (int64_t row = 0; row < task.num_rows; row += kIntegerRows) {
     const int64_t left = task.num_rows - row, rows = left < kIntegerRows ? left : kIntegerRows;

@@ -1,5 +1,5 @@
-// The same with GFNI, which shifts bits within bytes: one instruction less for a line of 4-bit
-// weights. What counts at 8 rows is how many there are, not memory.
+// The integer products with VNNI and GFNI, which shifts bits within bytes: one instruction less for
+// a line of 4-bit weights. At 8 rows it is instructions that count, not memory.
 #if defined(__x86_64__)
 #include <cstddef>
 #include <cstdint>

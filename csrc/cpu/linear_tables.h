@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "half.h"
 #include "isa.h"
 #include "linear.h"
 
@@ -67,9 +68,9 @@ void multiply_rounded_neon(const LinearTask& task, WeightFormat format, int64_t 
 void multiply_rounded_avx2(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
 void multiply_rounded_vnni(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
 void multiply_rounded_gfni(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
-// The faster one of both that this machine runs.
-inline void multiply_rounded_vectors(const LinearTask& task, WeightFormat format, int64_t first,
-                                     int64_t end) {
+// The faster one of both that this machine runs: it has VNNI.
+inline void multiply_rounded_avx512(const LinearTask& task, WeightFormat format, int64_t first,
+                                    int64_t end) {
   static const MultiplyFunction run = has_gfni() ? multiply_rounded_gfni : multiply_rounded_vnni;
   run(task, format, first, end);
 }
@@ -77,7 +78,7 @@ inline void multiply_rounded_vectors(const LinearTask& task, WeightFormat format
 void multiply_rounded_bf16(const LinearTask& task, WeightFormat format, int64_t first, int64_t end);
 void multiply_rounded_amx_bf16(const LinearTask& task, WeightFormat format, int64_t first,
                                int64_t end);
-// The bits of multiply_rounded_vectors, which takes few rows itself.
+// The bits of multiply_rounded_avx512, which takes few rows itself.
 void multiply_rounded_amx_integers(const LinearTask& task, WeightFormat format, int64_t first,
                                    int64_t end);
 

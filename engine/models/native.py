@@ -27,7 +27,7 @@ from stagebeam.engine.models.rope import rope_table
 from stagebeam.engine.models.spec import ModelSpec
 from stagebeam.engine.models.vision import VisionTower
 from stagebeam.engine.models.weights import Weights
-from stagebeam.kernels.native_arrays import cache_format
+from stagebeam.kernels.native_arrays import cache_format, has_heads_apart
 from stagebeam.kernels.registry import Ops
 
 # Weight formats by the name of the engine's dtype.
@@ -264,6 +264,9 @@ class NativeModel:
 
 
 def _cache_fields(layers: KVLayers) -> list[tuple[int, ...]]:
+    for layer in layers:
+        is_apart = has_heads_apart(layer[0])
+        assert all(has_heads_apart(x) if is_apart else x.is_contiguous() for x in layer)
     return [
         (
             _CACHE_INT8 if scales else cache_format(k, may_have_heads_apart=True),

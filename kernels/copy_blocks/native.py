@@ -15,11 +15,15 @@ def copy_blocks(kv_layers: list[tuple[Tensor, Tensor]], pairs: Tensor) -> None:
     own = exact(pairs, torch.int32)
     for caches in kv_layers:
         for cache in caches:
-            if not (cache.is_contiguous() or has_heads_apart(cache)):
+            is_whole = cache.is_contiguous()
+            if not (is_whole or has_heads_apart(cache)):
                 raise ValueError(
                     "expected a cache that is contiguous or has its heads apart, got strides "
                     f"{cache.stride()}"
                 )
-            for piece in [cache] if cache.is_contiguous() else cache.unbind(2):
-                block_bytes = piece[0].numel() * piece.element_size()
-                _cpu.copy_rows(piece.data_ptr(), block_bytes, own.data_ptr(), len(own))
+            num_pieces = 1 if is_whole else cache.shape[2]
+            piece_bytes = cache.numel() // num_pieces * cache.element_size()
+            _cpu.copy_rows(
+                *(cache.data_ptr(), piece_bytes // max(len(cache), 1), num_pieces, piece_bytes),
+                *(own.data_ptr(), len(own)),
+            )

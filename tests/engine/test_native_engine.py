@@ -11,6 +11,7 @@ from stagebeam import Engine
 from stagebeam.engine.params import JudgeParams, SamplingParams, SearchParams
 from stagebeam.engine.step.native_runner import NativeRunner, default_poll_steps
 from stagebeam.engine.step.runner import ModelRunner
+from stagebeam.kernels.native_arrays import has_heads_apart
 
 FORMATS = ["float32", "bfloat16", "int8", "int4"]
 GREEDY = SamplingParams(temperature=0.0, max_tokens=40)
@@ -27,6 +28,8 @@ def test_auto_is_bfloat16_in_the_native_program(bundled) -> None:
     assert (bundled.dtype, bundled.kv_cache_dtype) == ("bfloat16", "bfloat16")
     assert isinstance(bundled._loop._runner, NativeRunner)
     assert bundled.kv_cache.layers[0][0].dtype == torch.bfloat16
+    for cache in (bundled.kv_cache, bundled.image_slots):
+        assert all(has_heads_apart(x) for layer in cache.layers for x in layer)
     plan, spec = bundled.memory, bundled.spec
     assert plan.weight_bytes == bundled.native_model.weight_bytes < 1.3 * spec.weight_bytes(2) + 4e6
 

@@ -65,7 +65,7 @@ class Branches {
         }
       }
     }
-    are_heads_apart_ = true;
+    has_heads_apart_ = true;
   }
 
   void grow() {
@@ -91,8 +91,8 @@ class Branches {
     const int64_t num_tokens = static_cast<int64_t>(keys_.size()) / (kKvHeads * shape_.head_dim);
     layer.cache = {CacheFormat::kBfloat16,
                    block_size_,
-                   are_heads_apart_ ? shape_.head_dim : kKvHeads * shape_.head_dim,
-                   are_heads_apart_ ? num_tokens * shape_.head_dim : shape_.head_dim,
+                   has_heads_apart_ ? shape_.head_dim : kKvHeads * shape_.head_dim,
+                   has_heads_apart_ ? num_tokens * shape_.head_dim : shape_.head_dim,
                    keys_.data(),
                    values_.data(),
                    nullptr,
@@ -107,7 +107,7 @@ class Branches {
  private:
   AttentionShape shape_;
   int64_t block_size_;
-  bool are_heads_apart_ = false;
+  bool has_heads_apart_ = false;
   int32_t trunk_;
   int64_t width_;
   std::vector<int32_t> trunk_table_, tail_tables_, tail_lens_;
@@ -180,13 +180,27 @@ TEST(attention_to_one_image_has_the_same_bits_in_groups_and_alone) {
   const auto num_rows = static_cast<int64_t>(slots.size());
   std::vector<float> queries(num_rows * kWidth);
   for (float& x : queries) x = normal(random);
+  // [image, token, head] or [head, image, token].
+  std::vector<Bfloat16> far_keys(keys.size()), far_values(keys.size());
+  for (int64_t i = 0; i < kImages * kTokens * 3; ++i) {
+    const int64_t place = (i % 3 * kImages * kTokens + i / 3) * kDim;
+    std::copy_n(keys.data() + i * kDim, kDim, far_keys.data() + place);
+    std::copy_n(values.data() + i * kDim, kDim, far_values.data() + place);
+  }
+  bool has_heads_apart = false;
   auto attend = [&](AttentionPlan& plan, int64_t first, int64_t count, int threads) {
     std::vector<int32_t> offsets(count + 1);
     for (int64_t i = 0; i <= count; ++i) offsets[i] = static_cast<int32_t>(i);
     AttentionLayer layer{};
     layer.shape = {6, 3, kDim, 0.2f};
-    layer.cache = {CacheFormat::kBfloat16, kTokens, 3 * kDim, kDim, keys.data(),
-                   values.data(),          nullptr, nullptr};
+    layer.cache = {CacheFormat::kBfloat16,
+                   kTokens,
+                   has_heads_apart ? kDim : 3 * kDim,
+                   has_heads_apart ? kImages * kTokens * kDim : kDim,
+                   has_heads_apart ? far_keys.data() : keys.data(),
+                   has_heads_apart ? far_values.data() : values.data(),
+                   nullptr,
+                   nullptr};
     layer.q = queries.data() + first * kWidth;
     layer.q_stride = layer.out_stride = kWidth;
     std::vector<float> out(count * kWidth);
@@ -202,6 +216,9 @@ TEST(attention_to_one_image_has_the_same_bits_in_groups_and_alone) {
       for (int threads = 1; threads <= 3; ++threads) {
         const std::vector<float> all = attend(kept, first, count, threads);
         CHECK(attend(kept, first, count, threads) == all);
+        has_heads_apart = true;
+        CHECK(attend(kept, first, count, threads) == all);
+        has_heads_apart = false;
         for (int64_t r = 0; r < count; ++r) {
           AttentionPlan alone;
           const std::vector<float> row = attend(alone, first + r, 1, 1);
