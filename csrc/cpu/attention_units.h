@@ -46,10 +46,8 @@ class Units {
     const int64_t shared_end = std::min(tile.end, tile.shared_end);
     while (first_ < tile.num_queries) {
       const Query* queries = tile.queries + first_;
-      int64_t num_queries = 1, end = tile.end;
-      if (tile.end == shared_end) {
-        num_queries = tile.num_queries;
-      } else {
+      int64_t num_queries = tile.num_queries, end = tile.end;
+      if (tile.end > shared_end) {
         num_queries = tile.run_end(first_) - first_;
         end = std::min(end, queries->limit);
       }
